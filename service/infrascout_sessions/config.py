@@ -1,0 +1,15 @@
+"""The settings of a server."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `serve` can be told; the command line documents each."""
+
+    listen: str = "127.0.0.1:50051"
+    database_url: str = "sqlite+aiosqlite:///data/sessions.db"
+    idle_timeout_seconds: float = 7200
+    shutdown_grace_seconds: float = 10
+    maximum_waiting_writes: int = 10_000
+    metrics_listen: str = ""

@@ -1,0 +1,184 @@
+"""Why a call is refused: typed errors that carry data.
+
+A message says what is wrong, with the ids, and what to do next. `interceptors.errors` maps each
+type to a status code and a reason; the public attributes become the metadata of its ErrorInfo.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from infrascout_sessions.lifecycle import TRANSITIONS, Action, Status
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a fault
+    """A call that is answered with an error the contract names."""
+
+    @property
+    def message(self) -> str:
+        """The text for the caller."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Violation(NamedTuple):
+    """One field of a request that breaks a rule; `field` is its path in the request."""
+
+    field: str
+    description: str
+
+
+@dataclass(eq=False)
+class InvalidRequest(Refusal):
+    """Fields break the rules of the contract."""
+
+    violations: Sequence[Violation]
+
+    @property
+    def message(self) -> str:
+        first = self.violations[0]
+        where = f"{first.field}: " if first.field else ""
+        more = f" (and {len(self.violations) - 1} more)" if len(self.violations) > 1 else ""
+        return f"{where}{first.description}{more}"
+
+
+class PageTokenInvalid(InvalidRequest):
+    """A page token that this service did not give for these filters."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__((Violation("page_token", description),))
+
+
+@dataclass(eq=False)
+class AgentNotFound(Refusal):
+    """No agent has this id."""
+
+    agent_id: str
+
+    @property
+    def message(self) -> str:
+        return f"no agent {self.agent_id} is registered: register it with RegisterAgent first"
+
+
+@dataclass(eq=False)
+class SessionNotFound(Refusal):
+    """No session has this id."""
+
+    session_id: str
+
+    @property
+    def message(self) -> str:
+        return f"there is no session {self.session_id}: ListSessions shows those that exist"
+
+
+@dataclass(eq=False)
+class ExecutionNotFound(Refusal):
+    """The session has no execution with this sequence."""
+
+    session_id: str
+    sequence: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"session {self.session_id} has no execution {self.sequence}: "
+            "ListExecutions shows those it has"
+        )
+
+
+@dataclass(eq=False)
+class AgentBusy(Refusal):
+    """The agent has a running session."""
+
+    agent_id: str
+    session_id: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"agent {self.agent_id} already runs session {self.session_id}: "
+            "submit that one before starting another"
+        )
+
+
+@dataclass(eq=False)
+class IllegalTransition(Refusal):
+    """The lifecycle has no such step from here."""
+
+    session_id: str
+    status: Status
+    action: Action
+
+    @property
+    def message(self) -> str:
+        sources = ", ".join(sorted(TRANSITIONS[self.action].sources))
+        return (
+            f"session {self.session_id} is {self.status}: {self.action} needs a session that is "
+            f"{sources}"
+        )
+
+
+@dataclass(eq=False)
+class SessionNotRunning(Refusal):
+    """Nothing is recorded in a session that is not running."""
+
+    session_id: str
+    status: Status
+
+    @property
+    def message(self) -> str:
+        return (
+            f"session {self.session_id} is {self.status} and takes no more records: "
+            "start another one with StartSession"
+        )
+
+
+@dataclass(eq=False)
+class RequestIdReused(Refusal):
+    """The request id was used for another message."""
+
+    request_id: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"request_id {self.request_id} was used for a request with other content: "
+            "use a new one for each request and the same one only to repeat it unchanged"
+        )
+
+
+class StorageFull(Refusal):
+    """The database has no room."""
+
+    @property
+    def message(self) -> str:
+        return "the storage is full and nothing was written: make room, then repeat the request"
+
+
+class Overloaded(Refusal):
+    """More work is waiting than the service accepts."""
+
+    @property
+    def message(self) -> str:
+        return "too many requests are waiting: repeat this one after a short while"
+
+
+class DatabaseUnavailable(Refusal):
+    """The database does not answer."""
+
+    @property
+    def message(self) -> str:
+        return (
+            "the database is not available: repeat the request, with the same request_id "
+            "if it writes"
+        )
+
+
+class ShuttingDown(Refusal):
+    """The server is stopping."""
+
+    @property
+    def message(self) -> str:
+        return "the server is shutting down: repeat the request on another connection"

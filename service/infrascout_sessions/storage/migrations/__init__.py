@@ -1,0 +1,44 @@
+"""Brings a database to the revision this program knows, with Alembic."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+
+class DatabaseTooNewError(Exception):
+    """A later version of the program has migrated the database."""
+
+    def __init__(self, revision: str) -> None:
+        super().__init__(
+            f"the database is at revision {revision}, which this version does not know: "
+            "run the version that migrated it, or a later one"
+        )
+
+
+def configuration() -> Config:
+    """Alembic's settings, without a file."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    return config
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Apply, in the transaction of `connection`, every migration that the database lacks.
+
+    Raises `DatabaseTooNewError`.
+    """
+    config = configuration()
+    script = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == script.get_current_head():
+        return
+    if current is not None and current not in {
+        revision.revision for revision in script.walk_revisions()
+    }:
+        raise DatabaseTooNewError(current)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

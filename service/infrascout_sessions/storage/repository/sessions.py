@@ -1,0 +1,362 @@
+"""Sessions: started, read, listed, and moved through their lifecycle."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from infrascout_sessions.errors import (
+    AgentBusy,
+    AgentNotFound,
+    IllegalTransition,
+    Refusal,
+    SessionNotFound,
+    SessionNotRunning,
+)
+from infrascout_sessions.lifecycle import INITIAL, TRANSITIONS, Action, Status
+from infrascout_sessions.models import (
+    Actor,
+    RequestKey,
+    Session,
+    SessionFilter,
+    SessionPosition,
+    actor_from_text,
+)
+from infrascout_sessions.storage.repository import requests
+from infrascout_sessions.storage.schema import agents, sessions
+from infrascout_sessions.storage.statement import (
+    Connection,
+    DialectName,
+    Row,
+    ServerTime,
+    Statement,
+    insert_for,
+    server_time_after,
+    statement,
+)
+from infrascout_sessions.storage.text import ascii_lower
+
+_COLUMNS = tuple(sessions.c[name] for name in Session._fields)
+
+
+def _session(row: Row) -> Session:
+    values = list(row)
+    values[5] = Status(values[5])
+    values[12] = actor_from_text(values[12])
+    for actor in (15, 17):
+        if values[actor] is not None:
+            values[actor] = actor_from_text(values[actor])
+    return Session._make(values)
+
+
+@statement
+def _insert(dialect: DialectName) -> sa.Executable:
+    def given(name: str) -> sa.BindParameter[str]:
+        return sa.bindparam(name, type_=sa.Text)
+
+    row: dict[str, Any] = {
+        "session_id": given("session_id"),
+        "agent_id": agents.c.agent_id,
+        "hostname": agents.c.hostname,
+        "hostname_lower": agents.c.hostname_lower,
+        "playbook": given("playbook"),
+        "description": given("description"),
+        "status": sa.literal_column(f"'{INITIAL.value}'"),
+        "start_time": ServerTime(),
+        "start_actor": given("actor"),
+        "last_activity_time": ServerTime(),
+        **dict.fromkeys(("status_reason", "summary", "review_comment"), sa.literal_column("''")),
+        **dict.fromkeys(
+            ("execution_count", "failed_execution_count", "insight_count"), sa.literal_column("0")
+        ),
+    }
+    return (  # type: ignore[no-any-return]
+        insert_for[dialect](sessions)
+        .from_select(
+            list(row),
+            sa.select(*row.values()).where(agents.c.agent_id == given("agent_id")),
+        )
+        .on_conflict_do_nothing()
+        .returning(*_COLUMNS)
+    )
+
+
+@statement
+def _select(_dialect: DialectName) -> sa.Executable:
+    return sa.select(*_COLUMNS).where(sessions.c.session_id == sa.bindparam("session_id"))
+
+
+@statement
+def _select_status(_dialect: DialectName) -> sa.Executable:
+    return sa.select(sessions.c.status).where(sessions.c.session_id == sa.bindparam("session_id"))
+
+
+@statement
+def _select_running_of_agent(_dialect: DialectName) -> sa.Executable:
+    return sa.select(sessions.c.session_id).where(
+        sessions.c.agent_id == sa.bindparam("agent_id"), sa.text("status = 'running'")
+    )
+
+
+@statement
+def _select_agent(_dialect: DialectName) -> sa.Executable:
+    return sa.select(agents.c.agent_id).where(agents.c.agent_id == sa.bindparam("agent_id"))
+
+
+def start(
+    session_id: str,
+    agent_id: str,
+    playbook: str,
+    description: str,
+    actor: Actor,
+    request: RequestKey | None,
+    connection: Connection,
+) -> Session:
+    """Open a session on an agent.
+
+    Raises `AgentNotFound`, `AgentBusy`, `RequestIdReused`.
+    """
+    earlier = requests.earlier(connection, request)
+    if earlier is not None:
+        return get(earlier, connection)
+    # The running session that refused the insert may have ended before it is looked up.
+    while True:
+        row = connection.one(
+            _insert,
+            session_id=session_id,
+            agent_id=agent_id,
+            playbook=playbook,
+            description=description,
+            actor=str(actor),
+        )
+        if row is not None:
+            break
+        running = connection.one(_select_running_of_agent, agent_id=agent_id)
+        if running is not None:
+            raise AgentBusy(agent_id, running[0])
+        if connection.one(_select_agent, agent_id=agent_id) is None:
+            raise AgentNotFound(agent_id)
+    requests.remember(connection, request, session_id)
+    connection.changed.add(session_id)
+    return _session(row)
+
+
+def get(session_id: str, connection: Connection) -> Session:
+    """Raises `SessionNotFound`."""
+    row = connection.one(_select, session_id=session_id)
+    if row is None:
+        raise SessionNotFound(session_id)
+    return _session(row)
+
+
+def _status(session_id: str, connection: Connection) -> Status:
+    row = connection.one(_select_status, session_id=session_id)
+    if row is None:
+        raise SessionNotFound(session_id)
+    return Status(row[0])
+
+
+def require(session_id: str, connection: Connection) -> None:
+    """Raises `SessionNotFound`."""
+    _status(session_id, connection)
+
+
+def why_not_running(session_id: str, connection: Connection) -> Refusal:
+    """Explains why a session's gate was shut."""
+    try:
+        return SessionNotRunning(session_id, _status(session_id, connection))
+    except SessionNotFound as refusal:
+        return refusal
+
+
+# The lifecycle.
+
+_TIME = server_time_after(sessions.c.last_activity_time)
+_TEXT = sa.bindparam("text", type_=sa.Text)
+_ACTOR = sa.bindparam("actor", type_=sa.Text)
+_END: Mapping[str, Any] = {"end_time": _TIME, "end_actor": _ACTOR}
+
+_CHANGES: Mapping[Action, Mapping[str, Any]] = {
+    Action.SUBMIT: {"summary": _TEXT, "submit_time": _TIME, "submit_actor": _ACTOR},
+    Action.COMPLETE: {"review_comment": _TEXT, **_END},
+    Action.FAIL: {"status_reason": _TEXT, **_END},
+    Action.INTERRUPT: {"status_reason": _TEXT, **_END},
+}
+
+
+def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statement:
+    sources, target = TRANSITIONS[action]
+
+    def build(_dialect: DialectName) -> sa.Executable:
+        return (
+            sa.update(sessions)
+            .where(
+                sessions.c.session_id == sa.bindparam("session_id"),
+                sa.or_(*(sa.text(f"status = '{status.value}'") for status in sorted(sources))),
+                *conditions,
+            )
+            .values(
+                status=sa.literal_column(f"'{target.value}'"),
+                last_activity_time=_TIME,
+                **_CHANGES[action],
+            )
+            .returning(*_COLUMNS)
+        )
+
+    return Statement(build)
+
+
+_TRANSITIONS: Mapping[Action, Statement] = {action: _transition(action) for action in Action}
+
+_IDLE = sessions.c.last_activity_time <= ServerTime() - sa.bindparam(
+    "idle_microseconds", type_=sa.BigInteger
+)
+
+_INTERRUPT_IDLE = _transition(Action.INTERRUPT, _IDLE)
+
+
+def move(
+    session_id: str,
+    action: Action,
+    text: str,
+    actor: Actor,
+    request: RequestKey | None,
+    connection: Connection,
+) -> Session:
+    """Take a step of the lifecycle; `text` is the summary, the reason or the comment of it.
+
+    Raises `SessionNotFound`, `IllegalTransition`, `RequestIdReused`.
+    """
+    if requests.earlier(connection, request) is not None:
+        return get(session_id, connection)
+    row = connection.one(_TRANSITIONS[action], session_id=session_id, text=text, actor=str(actor))
+    if row is None:
+        raise IllegalTransition(session_id, _status(session_id, connection), action)
+    requests.remember(connection, request, session_id)
+    connection.changed.add(session_id)
+    return _session(row)
+
+
+# Idle sessions.
+
+
+@statement
+def _select_idle(_dialect: DialectName) -> sa.Executable:
+    return sa.select(sessions.c.session_id).where(sa.text("status = 'running'"), _IDLE)
+
+
+def idle(idle_microseconds: int, connection: Connection) -> list[str]:
+    """The running sessions without a write for so long."""
+    return [row[0] for row in connection.all(_select_idle, idle_microseconds=idle_microseconds)]
+
+
+def interrupt_idle(
+    session_id: str, idle_microseconds: int, reason: str, actor: Actor, connection: Connection
+) -> Session | None:
+    """Interrupt a session if it is still idle."""
+    row = connection.one(
+        _INTERRUPT_IDLE,
+        session_id=session_id,
+        idle_microseconds=idle_microseconds,
+        text=reason,
+        actor=str(actor),
+    )
+    if row is None:
+        return None
+    connection.changed.add(session_id)
+    return _session(row)
+
+
+# Lists.
+
+_EQUAL = {
+    "agent_id": sessions.c.agent_id,
+    "hostname": sessions.c.hostname_lower,
+    "playbook": sessions.c.playbook,
+    "status": sessions.c.status,
+}
+
+# Which filter's index is read, most selective first. The other filters are made unusable for an
+# index (`|| ''`): without statistics SQLite takes any of them, and with them the wrong one.
+_INDEXED = (("agent_id",), ("hostname",), ("playbook", "status"), ("playbook",), ("status",))
+
+
+def _conditions(present: frozenset[str]) -> list[sa.ColumnElement[bool]]:
+    indexed = next((names for names in _INDEXED if present.issuperset(names)), ())
+    conditions: list[sa.ColumnElement[bool]] = [
+        (column if name in indexed else column.concat(sa.literal_column("''")))
+        == sa.bindparam(name, type_=sa.Text)
+        for name, column in _EQUAL.items()
+        if name in present
+    ]
+    if "started_from" in present:
+        conditions.append(sessions.c.start_time >= sa.bindparam("started_from"))
+    if "started_before" in present:
+        conditions.append(sessions.c.start_time < sa.bindparam("started_before"))
+    if "after_time" in present:
+        conditions.append(
+            sa.tuple_(sessions.c.start_time, sessions.c.session_id)
+            < sa.tuple_(
+                sa.bindparam("after_time", type_=sa.BigInteger),
+                sa.bindparam("after_id", type_=sa.Text),
+            )
+        )
+    return conditions
+
+
+@cache
+def _select_page(present: frozenset[str]) -> Statement:
+    return Statement(
+        lambda _dialect: (
+            sa.select(*_COLUMNS)
+            .where(*_conditions(present))
+            .order_by(sessions.c.start_time.desc(), sessions.c.session_id.desc())
+            .limit(sa.bindparam("limit", type_=sa.Integer))
+            .offset(sa.bindparam("offset", type_=sa.Integer))
+        )
+    )
+
+
+@cache
+def _select_count(present: frozenset[str]) -> Statement:
+    return Statement(
+        lambda _dialect: sa.select(sa.func.count()).select_from(
+            sa.select(sa.literal_column("1"))
+            .select_from(sessions)
+            .where(*_conditions(present))
+            .limit(sa.bindparam("limit", type_=sa.Integer))
+            .subquery()
+        )
+    )
+
+
+def _parameters(which: SessionFilter) -> dict[str, Any]:
+    given = {name: value for name, value in which._asdict().items() if value is not None}
+    if "hostname" in given:
+        given["hostname"] = ascii_lower(given["hostname"])
+    return given
+
+
+def page(
+    which: SessionFilter,
+    after: SessionPosition | None,
+    offset: int,
+    limit: int,
+    connection: Connection,
+) -> list[Session]:
+    """Up to `limit` sessions, most recent first, from `offset` or from behind `after`."""
+    parameters = _parameters(which)
+    if after is not None:
+        parameters |= {"after_time": after.start_time, "after_id": after.session_id}
+    rows = connection.all(
+        _select_page(frozenset(parameters)), limit=limit, offset=offset, **parameters
+    )
+    return [_session(row) for row in rows]
+
+
+def count(which: SessionFilter, limit: int, connection: Connection) -> int:
+    """How many sessions match, counted up to `limit`."""
+    parameters = _parameters(which)
+    row = connection.one(_select_count(frozenset(parameters)), limit=limit, **parameters)
+    return 0 if row is None else int(row[0])

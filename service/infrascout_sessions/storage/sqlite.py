@@ -1,0 +1,353 @@
+"""SQLite behind aiosqlite: a unit of work is one hop to the thread of a connection.
+
+aiosqlite gives its thread a function for every cursor call; here it gets one for a whole unit of
+work, or for a group of them. For this `_tx` (the thread's queue) and `_conn` (its sqlite3
+connection) are reached, of a pinned version; `tests/test_sqlite.py` fails if they go.
+"""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import aiosqlite
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from infrascout_sessions.errors import (
+    DatabaseUnavailable,
+    Overloaded,
+    Refusal,
+    ShuttingDown,
+    StorageFull,
+)
+from infrascout_sessions.models import Clock
+from infrascout_sessions.storage.statement import (
+    Connection,
+    DialectName,
+    ItemsWork,
+    Row,
+    Statement,
+)
+
+T = TypeVar("T")
+
+_MAXIMUM_GROUP = 500
+_BUSY_TIMEOUT_SECONDS = 5
+
+_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+
+
+def create_engine(url: sa.URL) -> AsyncEngine:
+    """An engine whose connections are durable, checked, and in charge of their transactions."""
+    engine = create_async_engine(url, poolclass=NullPool)
+
+    def configure(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout = {_BUSY_TIMEOUT_SECONDS * 1000}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    sa.event.listen(engine.sync_engine, "connect", configure)
+    sa.event.listen(
+        engine.sync_engine,
+        "begin",
+        lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"),
+    )
+    return engine
+
+
+def _translated(error: Exception) -> Exception:
+    """A fault of the database as the error the contract has for it; others as they are."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        refusal: Refusal = StorageFull()
+    elif code in _UNAVAILABLE:
+        refusal = DatabaseUnavailable()
+    else:
+        return error
+    refusal.__cause__ = error
+    return refusal
+
+
+class SQLiteConnection:
+    """A unit of work's connection; used in its thread only."""
+
+    __slots__ = ("_clock", "_raw", "changed")
+    dialect: DialectName = "sqlite"
+
+    def __init__(self, raw: sqlite3.Connection, clock: Clock) -> None:
+        self._raw = raw
+        self._clock = clock
+        self.changed: set[str] = set()
+
+    def _execute(self, statement: Statement, parameters: dict[str, Any]) -> sqlite3.Cursor:
+        sql, bind, needs_server_time = statement.compiled("sqlite")
+        if needs_server_time:
+            parameters["server_time"] = self._clock()
+        return self._raw.execute(sql, bind(parameters))
+
+    def all(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
+        """Every row."""
+        return self._execute(statement, parameters).fetchall()
+
+    def one(self, statement: Statement, /, **parameters: Any) -> Row | None:
+        """The first row, or None."""
+        # All are fetched: a statement with RETURNING ends only with its last row.
+        rows: list[Row] = self._execute(statement, parameters).fetchall()
+        return rows[0] if rows else None
+
+    def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]], /) -> None:
+        """Run a statement that gives no rows once for each set of parameters."""
+        sql, bind, _ = statement.compiled("sqlite")
+        self._raw.executemany(sql, map(bind, rows))
+
+
+class _Write:
+    """A unit of work that waits for the writer; `key` is None where nothing may join it."""
+
+    __slots__ = ("future", "items", "key", "outcome", "size_bytes", "work")
+
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        key: str | None,
+        items: Sequence[Any],
+        size_bytes: int,
+        future: "asyncio.Future[Any]",
+    ) -> None:
+        self.work = work
+        self.key = key
+        self.items = items
+        self.size_bytes = size_bytes
+        self.future = future
+        self.outcome: Any = None
+
+
+class SQLiteDatabase:
+    """One connection writes, in groups; others read snapshots beside it."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        connections: Sequence[AsyncConnection],
+        drivers: Sequence[aiosqlite.Connection],
+        clock: Clock,
+        maximum_waiting: int,
+        maximum_waiting_bytes: int,
+    ) -> None:
+        self._engine = engine
+        self._connections = connections
+        self._writer, *readers = drivers
+        # The reader at the front has the fewest units of work ahead of a new one, near enough.
+        self._readers = deque(readers)
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[Callable[[set[str]], None]] = []
+        self._waiting: deque[_Write] = deque()
+        self._waiting_bytes = 0
+        self._maximum_waiting = maximum_waiting
+        self._maximum_waiting_bytes = maximum_waiting_bytes
+        self._writing = False
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @classmethod
+    async def open(
+        cls,
+        engine: AsyncEngine,
+        clock: Clock,
+        readers: int = 4,
+        maximum_waiting: int = 10_000,
+        maximum_waiting_bytes: int = 64 * 1024 * 1024,
+    ) -> "SQLiteDatabase":
+        """Connect; the tables must exist."""
+        connections = [await engine.connect() for _ in range(1 + readers)]
+        drivers: list[Any] = [
+            (await connection.get_raw_connection()).driver_connection for connection in connections
+        ]
+        return cls(engine, connections, drivers, clock, maximum_waiting, maximum_waiting_bytes)
+
+    def on_commit(self, listener: Callable[[set[str]], None]) -> None:
+        """Call `listener` with the ids of the sessions that each commit has changed."""
+        self._listeners.append(listener)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which only reads, on a snapshot."""
+        self._readers.rotate(1)
+        reader = self._readers[0]
+        try:
+            return await reader._execute(partial(_read, work, self._clock), reader._conn)  # type: ignore[no-any-return, no-untyped-call]
+        except sqlite3.Error as error:
+            raise _translated(error) from error
+
+    async def write(self, work: Callable[[Connection], T], size_bytes: int = 0) -> T:
+        """Run `work` with whatever else waits in one transaction; return once it is durable."""
+        result: T = await self._enqueue(work, None, (), size_bytes)
+        return result
+
+    async def write_items(
+        self, work: ItemsWork[Any, Any], key: str, items: Sequence[Any], size_bytes: int = 0
+    ) -> Sequence[Any]:
+        """Run `work` on the items, with those that others bring for `key`, as `write` does."""
+        outcomes: Sequence[Any] = await self._enqueue(work, key, items, size_bytes)
+        return outcomes
+
+    async def close(self) -> None:
+        """Commit what waits, then close every connection."""
+        self._closing = True
+        await self._idle.wait()
+        for connection in self._connections:
+            await connection.close()
+        await self._engine.dispose()
+
+    def _enqueue(
+        self, work: Callable[..., Any], key: str | None, items: Sequence[Any], size_bytes: int
+    ) -> "asyncio.Future[Any]":
+        if self._closing:
+            raise ShuttingDown
+        if (
+            len(self._waiting) >= self._maximum_waiting
+            or self._waiting_bytes + size_bytes > self._maximum_waiting_bytes
+        ):
+            raise Overloaded
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(_Write(work, key, items, size_bytes, future))
+        self._waiting_bytes += size_bytes
+        if not self._writing:
+            self._start_group()
+        return future
+
+    def _start_group(self) -> None:
+        """Hand what waits to the writer's thread, oldest first, without what was cancelled."""
+        group: list[_Write] = []
+        while self._waiting and len(group) < _MAXIMUM_GROUP:
+            write = self._waiting.popleft()
+            self._waiting_bytes -= write.size_bytes
+            if not write.future.done():
+                group.append(write)
+        self._writing = bool(group)
+        if not group:
+            self._idle.set()
+            return
+        self._idle.clear()
+        self._writer._tx.put_nowait((None, partial(self._run_group, group)))
+
+    def _run_group(self, group: list[_Write]) -> None:
+        """In the writer's thread: one transaction for the group, then back to the loop."""
+        connection = SQLiteConnection(self._writer._conn, self._clock)
+        try:
+            _commit_together(self._writer._conn, connection, group)
+        except Exception as error:
+            connection.changed.clear()
+            for write in group:
+                write.outcome = _translated(error)
+        # The loop is closed only when the process ends without waiting for what it wrote.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._answer, group, connection.changed)
+
+    def _answer(self, group: list[_Write], changed: set[str]) -> None:
+        if changed:
+            for listener in self._listeners:
+                listener(changed)
+        for write in group:
+            if write.future.done():  # its caller has gone
+                continue
+            if isinstance(write.outcome, Exception):
+                write.future.set_exception(write.outcome)
+            else:
+                write.future.set_result(write.outcome)
+        self._start_group()
+
+
+def _read(work: Callable[[Connection], T], clock: Clock, raw: sqlite3.Connection) -> T:
+    raw.execute("BEGIN")
+    try:
+        return work(SQLiteConnection(raw, clock))
+    finally:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+
+
+def _commit_together(
+    raw: sqlite3.Connection, connection: SQLiteConnection, group: list[_Write]
+) -> None:
+    """Run each of `group` under a savepoint and commit; raises if none of it was written."""
+    try:
+        raw.execute("BEGIN IMMEDIATE")
+        units: dict[object, list[_Write]] = {}
+        for write in group:
+            unit = id(write) if write.key is None else (write.work, write.key)
+            units.setdefault(unit, []).append(write)
+        for joined in units.values():
+            if joined[0].key is None:
+                joined[0].outcome = _attempt(raw, connection, joined[0].work)
+            else:
+                _attempt_items(raw, connection, joined)
+        # A transaction that SQLite has ended by itself makes this raise, too.
+        raw.execute("COMMIT")
+    except BaseException:
+        if raw.in_transaction:
+            raw.execute("ROLLBACK")
+        raise
+
+
+def _attempt(raw: sqlite3.Connection, connection: SQLiteConnection, work: Callable[..., T]) -> Any:
+    """The result of `work` or what it raised, in which case nothing of it is in the transaction."""
+    # The driver's own connection: SQLAlchemy's begin_nested takes a third of the throughput.
+    raw.execute("SAVEPOINT unit")
+    try:
+        result: Any = work(connection)
+    except Exception as error:
+        # A full disk ends the whole transaction, and what follows would commit by itself.
+        if not raw.in_transaction:
+            raise
+        raw.execute("ROLLBACK TO unit")
+        result = _translated(error)
+    raw.execute("RELEASE unit")
+    return result
+
+
+def _attempt_items(
+    raw: sqlite3.Connection, connection: SQLiteConnection, joined: list[_Write]
+) -> None:
+    """Run the items of several writes as one, or one by one where that raises."""
+    work, key = joined[0].work, joined[0].key
+    items = [item for write in joined for item in write.items]
+    outcomes = _attempt(raw, connection, lambda unit: work(unit, key, items))
+    if isinstance(outcomes, Exception):
+        outcomes = [
+            result if isinstance(result, Exception) else result[0]
+            for result in (
+                _attempt(raw, connection, lambda unit, item=item: work(unit, key, [item]))
+                for item in items
+            )
+        ]
+    remaining = iter(outcomes)
+    for write in joined:
+        write.outcome = [next(remaining) for _ in write.items]
