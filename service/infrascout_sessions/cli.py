@@ -1,8 +1,9 @@
 """The command line: `infrascout-sessions serve`, `migrate`, `demo`."""
 
 import asyncio
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -69,6 +70,7 @@ def serve(
         typer.Option(
             envvar="INFRASCOUT_IDLE_TIMEOUT",
             min=0,
+            max=1_000_000_000,
             help="Interrupt a running session without a write for so many seconds; 0 for never.",
         ),
     ] = _DEFAULTS.idle_timeout_seconds,
@@ -96,8 +98,10 @@ def serve(
         ),
     ] = _DEFAULTS.metrics_listen,
     log_level: Annotated[
-        str,
-        typer.Option(envvar="INFRASCOUT_LOG_LEVEL", help="debug, info, warning or error."),
+        Literal["debug", "info", "warning", "error"],
+        typer.Option(
+            envvar="INFRASCOUT_LOG_LEVEL", case_sensitive=False, help="The least that is logged."
+        ),
     ] = "info",
 ) -> None:
     """Serve sessions until SIGTERM or SIGINT."""
@@ -138,6 +142,24 @@ def migrate(database_url: DatabaseUrl = _DEFAULTS.database_url) -> None:
     except DatabaseSetupError as error:
         raise _fail(error) from None
     typer.echo("The database is up to date.")
+
+
+@app.command()
+def demo(
+    address: Annotated[
+        str,
+        typer.Option(help="Record at this server, HOST:PORT; at a temporary one if empty."),
+    ] = "",
+) -> None:
+    """Record a session of this host for real, and print it."""
+    from infrascout_sessions.demo.run import DemoError, run
+
+    # Its server and its commands do not outlive it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        asyncio.run(run(address))
+    except DemoError as error:
+        raise _fail(error) from None
 
 
 def main() -> None:

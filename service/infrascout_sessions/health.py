@@ -47,6 +47,8 @@ class HealthServicer(GeneratedHealthServicer):
         """The status now and each time it changes, until the server stops."""
         last = None
         while True:
+            # Looked at before the status: a stop during the yield must still be told.
+            stopping = self._stopping.is_set()
             if request.service in self._services:
                 status = await self._status()
             else:
@@ -54,7 +56,7 @@ class HealthServicer(GeneratedHealthServicer):
             if status != last:
                 yield HealthCheckResponse(status=status)
                 last = status
-            if self._stopping.is_set():
+            if stopping:
                 return
             try:
                 async with asyncio.timeout(_WATCH_INTERVAL_SECONDS):

@@ -40,6 +40,10 @@ _OPTIONS: Final = (
     # A second server on the port is an error, and not a share of its calls.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # By default gRPC cancels calls at random once 1,000 wait to be taken, with a code that no
+    # client retries; too many writes are refused as OVERLOADED instead.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
 )
 
 # Reflection serves the files it finds in the pool; nothing else here names this one.
@@ -50,6 +54,9 @@ SERVICES: Final = tuple(
     for module in (session_service_pb2, recording_service_pb2, agent_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
+
+
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class ListenError(Exception):
@@ -101,12 +108,27 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:
+    host, _, port = address.rpartition(":")
+    # gRPC takes a port over 65535, and listens on another one.
+    if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
+        raise ListenError(f"cannot listen on {address!r}: write HOST:PORT, with a port up to 65535")
     try:
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise ListenError(
             f"cannot listen on {address}: another program does, or it is no address of this "
             "machine; choose another one with --listen"
+        ) from error
+
+
+def _serve_metrics(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        start_http_server(int(port), host or "127.0.0.1")
+    except (OSError, OverflowError, ValueError) as error:
+        raise ListenError(
+            f"cannot serve metrics on {address!r}: another program listens there, or it is no "
+            "HOST:PORT of this machine; choose another one with --metrics-listen"
         ) from error
 
 
@@ -122,7 +144,8 @@ async def running(
         settings.database_url, clock, settings.maximum_waiting_writes
     ) as database:
         stopping = asyncio.Event()
-        server = grpc.aio.server(interceptors=(Interceptor(),), options=_OPTIONS)
+        interceptor = Interceptor(stopping)
+        server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
         _add_services(server, database, ids, stopping)
         port = _listen(server, settings.listen)
         await server.start()
@@ -134,8 +157,10 @@ async def running(
         try:
             yield port
         finally:
-            # Streams and health see this first; then no call is taken, and those under way end.
+            # Streams, health and new calls are told first. Calls that gRPC has not handed over by
+            # the time it stops are CANCELLED, which no client retries.
             stopping.set()
+            await interceptor.quiet(settings.shutdown_grace_seconds / 100)
             if idle is not None:
                 idle.cancel()
                 with suppress(asyncio.CancelledError):
@@ -150,11 +175,10 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
+    for name in _STOP_SIGNALS:
         loop.add_signal_handler(name, stop.set)
     if settings.metrics_listen:
-        host, _, metrics_port = settings.metrics_listen.rpartition(":")
-        start_http_server(int(metrics_port), host or "127.0.0.1")
+        _serve_metrics(settings.metrics_listen)
     async with running(settings) as port:
         # What lives now lives for good: the collector need not look at it with every pass.
         gc.collect()
@@ -162,5 +186,8 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
         ready(port)
         _log.info("serving", listen=settings.listen, port=port)
         await stop.wait()
+        # The next one ends the process at once, which loses nothing that was acknowledged.
+        for name in _STOP_SIGNALS:
+            signal.signal(name, signal.SIG_DFL)
         _log.info("stopping", grace_seconds=settings.shutdown_grace_seconds)
     _log.info("stopped")

@@ -1,5 +1,6 @@
 """The interceptor: parses, answers errors from the table, counts, and logs one line an RPC."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import perf_counter
 from types import TracebackType
@@ -10,7 +11,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
-from infrascout_sessions.errors import InvalidRequest, Violation
+from infrascout_sessions.errors import InvalidRequest, ShuttingDown, Violation
 from infrascout_sessions.interceptors.errors import INTERNAL, answer_to, status_of
 
 _log = structlog.get_logger()
@@ -26,14 +27,17 @@ _OURS = "/infrascout.sessions.v1."
 class _Method:
     """What is known of a method before it is called."""
 
-    def __init__(self, path: str, handler: Any) -> None:
+    def __init__(self, path: str, handler: Any, stopping: asyncio.Event) -> None:
         self.path = path
         self.parse: Callable[[bytes], Message] = handler.request_deserializer
         # Generated code registers the class method FromString of the request.
         request = handler.request_deserializer.__self__.DESCRIPTOR
         self.request_name = request.full_name
         self.ids = tuple(field for field in _IDS if field in request.fields_by_name)
-        self.log = _log.info if path.startswith(_OURS) else _log.debug
+        ours = path.startswith(_OURS)
+        self.log = _log.info if ours else _log.debug
+        # Health is asked until the end.
+        self.stopping = stopping if ours else asyncio.Event()
         self.seconds = _SECONDS.labels(path)
         self.counts = {code: _RPCS.labels(path, code.name) for code in grpc.StatusCode}
 
@@ -62,6 +66,8 @@ class _Call:
         self.ids: dict[str, Any] = {}
 
     def request(self, data: bytes) -> Message:
+        if self.method.stopping.is_set():
+            raise ShuttingDown
         request = self.method.parsed(data)
         for name in self.method.ids:
             value = getattr(request, name)
@@ -118,10 +124,23 @@ class _Call:
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handler of each method once; its bytes reach the wrapper unparsed."""
+    """Wraps the handler of each method once; its bytes reach the wrapper unparsed.
 
-    def __init__(self) -> None:
+    Once `stopping` is set it refuses every call of ours.
+    """
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        self._stopping = stopping
         self._wrapped: dict[str, Any] = {}
+        self._taken = 0
+
+    async def quiet(self, seconds: float) -> None:
+        """Wait until no call has come for so long, or for ten times as long at most."""
+        for _ in range(10):
+            taken = self._taken
+            await asyncio.sleep(seconds)
+            if self._taken == taken:
+                return
 
     async def intercept_service(
         self,
@@ -129,13 +148,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """The wrapped handler, or None for a method that does not exist."""
+        self._taken += 1
         path = handler_call_details.method
         wrapped = self._wrapped.get(path)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[path] = _wrap(_Method(path, handler), handler)
+            wrapped = self._wrapped[path] = _wrap(_Method(path, handler, self._stopping), handler)
         return wrapped
 
 

@@ -141,10 +141,6 @@ def record(
     for index, item in enumerate(items):
         request = item.request
         if request is not None:
-            known_here = in_this_call.setdefault((str(request.actor), request.request_id), index)
-            if known_here != index:
-                repeats[index] = known_here
-                continue
             try:
                 earlier = requests.earlier(connection, request)
             except RequestIdReused as refusal:
@@ -152,6 +148,10 @@ def record(
                 continue
             if earlier is not None:
                 outcomes[index] = get(session_id, int(earlier), _WHOLE, connection)
+                continue
+            known_here = in_this_call.setdefault((str(request.actor), request.request_id), index)
+            if known_here != index:
+                repeats[index] = known_here
                 continue
         fresh.append(index)
     if fresh:
@@ -195,9 +195,10 @@ def record(
 def _repeated(
     item: NewExecution, first: NewExecution, outcome: Execution | Exception | None
 ) -> Execution | Exception | None:
-    """The outcome of a request that stands earlier in the same call."""
+    """The outcome of a request whose id stands earlier in the same call."""
     assert item.request is not None and first.request is not None  # noqa: S101, PT018
-    if item.request.digest != first.request.digest:
+    # A refused call is not remembered; what refused it refuses this one, too.
+    if not isinstance(outcome, Exception) and item.request.digest != first.request.digest:
         return RequestIdReused(item.request.request_id)
     return outcome
 
@@ -294,9 +295,11 @@ def get(session_id: str, sequence: int, head_bytes: int, connection: Connection)
 
 
 def _size(row: Row, head_bytes: int) -> int:
-    """About how large the execution is in a message."""
-    outputs_bytes = min(row[12] or 0, head_bytes) + min(row[14] or 0, head_bytes)
-    return 200 + len(row[3].encode()) + outputs_bytes
+    """The most bytes that the execution can take in a message."""
+    _, _, _, command, capability, step, *_, actor, output_size, _, error_output_size, _ = row
+    texts = sum(len(text.encode()) for text in (command, capability, step, actor))
+    # Ids, numbers, times, digests and the framing of all of it are 362 bytes at most.
+    return 400 + texts + min(output_size or 0, head_bytes) + min(error_output_size or 0, head_bytes)
 
 
 def page(

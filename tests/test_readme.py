@@ -1,0 +1,94 @@
+"""The README is true: its walk-through runs as it stands, and its settings are those of `serve`."""
+
+import asyncio
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import typer
+
+from harness import Client, get_session, list_executions, list_insights
+from infrascout.sessions.v1 import session_pb2
+from infrascout_sessions.cli import app
+
+ROOT: Final = Path(__file__).parent.parent
+README: Final = (ROOT / "README.md").read_text()
+BUF: Final = Path(sys.executable).with_name("buf")
+GRPCURL: Final = shutil.which("grpcurl") or str(Path.home() / "go" / "bin" / "grpcurl")
+
+STEPS: Final = ("register", "start", "record", "list", "save", "submit", "awaiting review")
+
+
+def _blocks(section: str) -> list[str]:
+    [text] = re.findall(rf"(?ms)^## {re.escape(section)}$(.*?)^## ", README)
+    return re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
+
+
+async def _walk_through(call: str, steps: list[str], address: str) -> list[tuple[int, Any]]:
+    """The exit code and the reply of each step, all run in one shell as somebody types them."""
+    # A reply ends with a line of NUL and the exit code.
+    script = call + "".join(f"{step}printf '\\000%d\\n' $?\n" for step in steps)
+    script = script.replace("127.0.0.1:50051", address)
+    script = script.replace(".venv/bin/buf", str(BUF)).replace("  grpcurl ", f"  {GRPCURL} ")
+    process = await asyncio.create_subprocess_exec(
+        "sh", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    stdout, _ = await process.communicate(script.encode())
+    return [
+        (int(code), reply) for reply, code in re.findall(r"(?s)(.*?)\0(\d+)\n", stdout.decode())
+    ]
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        "buf",
+        pytest.param(
+            "grpcurl",
+            marks=pytest.mark.skipif(not shutil.which(GRPCURL), reason="grpcurl is not installed"),
+        ),
+    ],
+)
+async def test_the_walk_through_works_as_it_stands(client: Client, tool: str) -> None:
+    buf, grpcurl, *steps = _blocks("A session, step by step")
+    assert ("buf curl" in buf, "grpcurl" in grpcurl, len(steps)) == (True, True, len(STEPS))
+    steps.insert(STEPS.index("record"), steps[STEPS.index("record")])  # "Call it twice"
+    outcomes = await _walk_through({"buf": buf, "grpcurl": grpcurl}[tool], steps, client.address)
+    assert [code for code, _ in outcomes] == [0] * len(steps)
+
+    registered, started, recorded, again, listed, saved, submitted, awaiting = (
+        reply for _, reply in outcomes
+    )
+    session_id = started.strip()
+    session = await get_session(client, session_id)
+    assert session.status == session_pb2.SESSION_STATUS_PENDING_REVIEW
+    assert [e.command for e in await list_executions(client, session_id)] == ["ss -tln"]
+    assert [i.key for i in await list_insights(client, session_id)] == ["tcp/5432"]
+    assert _read(registered)["agent"]["hostname"] == "web-1"
+    assert _read(recorded) == _read(again)
+    assert _read(listed)["executions"] == [_read(recorded)["execution"]]
+    assert _read(saved)["insight"]["revision"] == 1
+    assert _read(submitted)["session"]["status"] == "SESSION_STATUS_PENDING_REVIEW"
+    assert _read(awaiting)["sessions"] == [_read(submitted)["session"]]
+
+
+def _read(reply: str) -> Any:
+    return json.loads(reply)
+
+
+def test_the_settings_are_those_of_serve() -> None:
+    [text] = re.findall(r"(?ms)^## Settings$(.*?)^## ", README)
+    rows = re.findall(r"(?m)^\| `(--\S+)` \| `(\w+)` \| *`?([^|`]*?)`? *\|", text)
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    options = [
+        (option.opts[0], option.envvar, f"{option.default:g}")
+        if isinstance(option.default, float)
+        else (option.opts[0], option.envvar, str(option.default))
+        for option in command.commands["serve"].params
+    ]
+    assert rows == options
