@@ -88,6 +88,22 @@ def serve(
             help="How many writes may wait for the database; further ones are OVERLOADED.",
         ),
     ] = _DEFAULTS.maximum_waiting_writes,
+    maximum_followers: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_MAXIMUM_FOLLOWERS",
+            min=0,
+            help="How many may follow executions at once; further ones are OVERLOADED.",
+        ),
+    ] = _DEFAULTS.maximum_followers,
+    maximum_output_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_MAXIMUM_OUTPUT_BYTES",
+            min=1,
+            help="How much an execution's outputs may have, both together.",
+        ),
+    ] = _DEFAULTS.maximum_output_bytes,
     metrics_listen: Annotated[
         str,
         typer.Option(
@@ -112,6 +128,8 @@ def serve(
         idle_timeout_seconds=idle_timeout,
         shutdown_grace_seconds=shutdown_grace,
         maximum_waiting_writes=maximum_waiting_writes,
+        maximum_followers=maximum_followers,
+        maximum_output_bytes=maximum_output_bytes,
         metrics_listen=metrics_listen,
     )
 

@@ -12,4 +12,6 @@ class Settings:
     idle_timeout_seconds: float = 7200
     shutdown_grace_seconds: float = 10
     maximum_waiting_writes: int = 10_000
+    maximum_followers: int = 5000
+    maximum_output_bytes: int = 64 * 1024 * 1024
     metrics_listen: str = ""

@@ -136,6 +136,62 @@ class SessionNotRunning(Refusal):
 
 
 @dataclass(eq=False)
+class ExecutionFinished(Refusal):
+    """The execution has ended, and otherwise than it is told now."""
+
+    session_id: str
+    sequence: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"execution {self.sequence} of session {self.session_id} is finished: "
+            "GetExecution shows how it ended; begin another one for another run"
+        )
+
+
+@dataclass(eq=False)
+class OutputTooLarge(Refusal):
+    """The execution's outputs would pass the limit."""
+
+    session_id: str
+    sequence: int
+    maximum_bytes: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the outputs of execution {self.sequence} of session {self.session_id} would pass "
+            f"{self.maximum_bytes:,} bytes: what came before is kept, finish it with that"
+        )
+
+
+@dataclass(eq=False)
+class OutputOffsetMismatch(Refusal):
+    """The chunk does not continue what is stored."""
+
+    size_bytes: int
+
+    @property
+    def message(self) -> str:
+        return (
+            "the chunk does not continue what is stored, nor repeat a part of it: "
+            f"go on from offset {self.size_bytes}"
+        )
+
+
+@dataclass(eq=False)
+class OutputOffsetBeyondEnd(Refusal):
+    """There is nothing at the offset."""
+
+    size_bytes: int
+
+    @property
+    def message(self) -> str:
+        return f"the offset is beyond the end: the output has {self.size_bytes} bytes"
+
+
+@dataclass(eq=False)
 class RequestIdReused(Refusal):
     """The request id was used for another message."""
 

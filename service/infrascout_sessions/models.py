@@ -7,7 +7,7 @@ stream of executions builds hundreds of thousands a second).
 
 import time
 from collections.abc import Callable
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -164,8 +164,15 @@ class Execution(NamedTuple):
     error_output: Output | None
 
 
+class OutputStream(IntEnum):
+    """Which of a command's outputs; the value is the contract's and the database's."""
+
+    STDOUT = 1
+    STDERR = 2
+
+
 class NewExecution(NamedTuple):
-    """A command that has run, as its recorder tells it."""
+    """A command that has run or, without an end, begins to, as its recorder tells it."""
 
     execution_id: str
     command: str

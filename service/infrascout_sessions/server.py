@@ -28,6 +28,7 @@ from infrascout_sessions.idle import interrupt_idle_sessions
 from infrascout_sessions.interceptors.rpc import Interceptor
 from infrascout_sessions.models import Clock, NewId, new_id, system_clock
 from infrascout_sessions.servicers.agent_service import AgentServicer
+from infrascout_sessions.servicers.followers import Followers
 from infrascout_sessions.servicers.recording_service import RecordingServicer
 from infrascout_sessions.servicers.session_service import SessionServicer
 from infrascout_sessions.storage.database import open_database
@@ -57,13 +58,18 @@ class ListenError(Exception):
 
 
 def _add_services(
-    server: grpc.aio.Server, database: Database, new_id: NewId, stopping: asyncio.Event
+    server: grpc.aio.Server,
+    database: Database,
+    settings: Settings,
+    new_id: NewId,
+    followers: Followers,
+    stopping: asyncio.Event,
 ) -> None:
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(
-        SessionServicer(database, SessionCache(database), new_id, stopping), server
+        SessionServicer(database, SessionCache(database), followers, new_id, stopping), server
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
-        RecordingServicer(database, new_id), server
+        RecordingServicer(database, new_id, settings.maximum_output_bytes), server
     )
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(database), server)
     health_pb2_grpc.add_HealthServicer_to_server(
@@ -123,7 +129,8 @@ async def running(
     ) as database:
         stopping = asyncio.Event()
         server = grpc.aio.server(interceptors=(Interceptor(),), options=_OPTIONS)
-        _add_services(server, database, ids, stopping)
+        followers = Followers(database, settings.maximum_followers)
+        _add_services(server, database, settings, ids, followers, stopping)
         port = _listen(server, settings.listen)
         await server.start()
         idle = (
@@ -136,6 +143,7 @@ async def running(
         finally:
             # Streams and health see this first; then no call is taken, and those under way end.
             stopping.set()
+            followers.stop()
             if idle is not None:
                 idle.cancel()
                 with suppress(asyncio.CancelledError):

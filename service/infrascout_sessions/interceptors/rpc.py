@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from prometheus_client import Counter, Histogram
 
 from infrascout_sessions.errors import InvalidRequest, Violation
-from infrascout_sessions.interceptors.errors import INTERNAL, answer_to, status_of
+from infrascout_sessions.messages.refusals import INTERNAL, answer_to, status_of
 
 _log = structlog.get_logger()
 
@@ -161,7 +161,8 @@ def _stream(method: _Method, behaviour: Callable[..., AsyncIterator[Message]]) -
     async def answer(data: bytes, context: Any) -> AsyncIterator[bytes]:
         async with _Call(method, context) as call:
             async for response in behaviour(call.request(data), context):
-                yield response.SerializeToString()
+                # What many followers get is serialised once, by the servicer.
+                yield response if isinstance(response, bytes) else response.SerializeToString()
 
     return answer
 

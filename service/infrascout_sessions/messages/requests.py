@@ -71,6 +71,27 @@ def new_execution(
     )
 
 
+def begun_execution(
+    request: recording_service.BeginExecutionRequest, actor: Actor, new_id: NewId
+) -> NewExecution:
+    """A command that is about to run."""
+    return NewExecution(
+        execution_id=new_id("exec_"),
+        command=request.command,
+        capability=request.capability,
+        step=request.step,
+        exit_code=None,
+        start_time=time_of(request.start_time),
+        end_time=None,
+        actor=actor,
+        output=None,
+        error_output=None,
+        request=request_key(
+            "BeginExecution", actor, request, request.request_id, request.session_id
+        ),
+    )
+
+
 def new_insight(request: recording_service.SaveInsightRequest) -> NewInsight:
     """A finding."""
     return NewInsight(

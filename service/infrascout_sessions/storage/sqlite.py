@@ -8,7 +8,7 @@ connection) are reached, of a pinned version; `tests/test_sqlite.py` fails if th
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
@@ -121,10 +121,9 @@ class SQLiteConnection:
         rows: list[Row] = self._execute(statement, parameters).fetchall()
         return rows[0] if rows else None
 
-    def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]], /) -> None:
-        """Run a statement that gives no rows once for each set of parameters."""
-        sql, bind, _ = statement.compiled("sqlite")
-        self._raw.executemany(sql, map(bind, rows))
+    def insert(self, statement: Statement, rows: Iterable[Row], /) -> None:
+        """Run an INSERT of whole rows; the values of each are in the order of the columns."""
+        self._raw.executemany(statement.compiled("sqlite").sql, rows)
 
 
 class _Write:
@@ -211,12 +210,11 @@ class SQLiteDatabase:
         result: T = await self._enqueue(work, None, (), size_bytes)
         return result
 
-    async def write_items(
+    def write_items(
         self, work: ItemsWork[Any, Any], key: str, items: Sequence[Any], size_bytes: int = 0
-    ) -> Sequence[Any]:
+    ) -> Awaitable[Sequence[Any]]:
         """Run `work` on the items, with those that others bring for `key`, as `write` does."""
-        outcomes: Sequence[Any] = await self._enqueue(work, key, items, size_bytes)
-        return outcomes
+        return self._enqueue(work, key, items, size_bytes)
 
     async def close(self) -> None:
         """Commit what waits, then close every connection."""

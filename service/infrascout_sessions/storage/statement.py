@@ -4,7 +4,7 @@ Executing a statement through SQLAlchemy costs more than the statement itself at
 compiled one is a text and the order of its parameters.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -118,17 +118,15 @@ class Connection(Protocol):
         """The first row, or None."""
         ...
 
-    def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]], /) -> None:
-        """Run a statement that gives no rows once for each set of parameters."""
+    def insert(self, statement: Statement, rows: Iterable[Row], /) -> None:
+        """Run an INSERT of whole rows; the values of each are in the order of the columns."""
         ...
 
 
 class ItemsWork(Protocol[I, O]):
-    """A unit of work on several items of one key, with an outcome for each."""
+    """A unit of work on several items of one key, with a result for each."""
 
-    def __call__(
-        self, connection: Connection, key: str, items: Sequence[I], /
-    ) -> Sequence[O | Exception]: ...
+    def __call__(self, connection: Connection, key: str, items: Sequence[I], /) -> Sequence[O]: ...
 
 
 class Database(Protocol):
@@ -149,13 +147,14 @@ class Database(Protocol):
         """
         ...
 
-    async def write_items(
+    def write_items(
         self, work: ItemsWork[I, O], key: str, items: Sequence[I], size_bytes: int = 0
-    ) -> Sequence[O | Exception]:
-        """Run `work` on items that belong to `key` and return an outcome for each, once durable.
+    ) -> Awaitable[Sequence[O | Exception]]:
+        """Run `work` on items that belong to `key`; await an outcome for each, once durable.
 
-        What several callers bring for one key may run as one. Should that raise, each item runs by
-        itself, and what it raises is its outcome. Raises as `write` does.
+        Items of earlier calls for the same key come first, and may run in one with these. Should
+        that raise, each item runs by itself, and what it raises is its outcome. Raises `Overloaded`
+        or `ShuttingDown` at once, and when awaited as `write` does.
         """
         ...
 

@@ -1,8 +1,8 @@
 """Sessions: started, read, listed, and moved through their lifecycle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -24,7 +24,7 @@ from infrascout_sessions.models import (
     actor_from_text,
 )
 from infrascout_sessions.storage.repository import requests
-from infrascout_sessions.storage.schema import agents, sessions
+from infrascout_sessions.storage.schema import agents, session_recorders, sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
@@ -168,6 +168,49 @@ def why_not_running(session_id: str, connection: Connection) -> Refusal:
         return SessionNotRunning(session_id, _status(session_id, connection))
     except SessionNotFound as refusal:
         return refusal
+
+
+@statement
+def _touch(_dialect: DialectName) -> sa.Executable:
+    """Checks that the session runs, and holds it until the transaction ends."""
+    return (
+        sa.update(sessions)
+        .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
+        .values(last_activity_time=server_time_after(sessions.c.last_activity_time))
+        .returning(
+            sessions.c.execution_count, sessions.c.insight_count, sessions.c.last_activity_time
+        )
+    )
+
+
+class Touched(NamedTuple):
+    """A running session at the time of a write in it."""
+
+    execution_count: int
+    insight_count: int
+    time: int
+
+
+def touch(session_id: str, connection: Connection) -> Touched:
+    """Note a write in a running session, which nobody else writes in until the transaction ends.
+
+    Raises `SessionNotFound`, `SessionNotRunning`.
+    """
+    row = connection.one(_touch, session_id=session_id)
+    if row is None:
+        raise why_not_running(session_id, connection)
+    connection.changed.add(session_id)
+    return Touched(*row)
+
+
+@statement
+def _insert_recorder(dialect: DialectName) -> sa.Executable:
+    return insert_for[dialect](session_recorders).on_conflict_do_nothing()  # type: ignore[no-any-return]
+
+
+def add_recorders(connection: Connection, session_id: str, actors: Iterable[str]) -> None:
+    """Keep that these have recorded in the session, for its review."""
+    connection.insert(_insert_recorder, [(session_id, actor) for actor in actors])
 
 
 # The lifecycle.
