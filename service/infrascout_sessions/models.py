@@ -174,6 +174,7 @@ class OutputStream(IntEnum):
 class NewExecution(NamedTuple):
     """A command that has run or, without an end, begins to, as its recorder tells it."""
 
+    session_id: str
     execution_id: str
     command: str
     capability: str
@@ -185,11 +186,6 @@ class NewExecution(NamedTuple):
     output: Output | None
     error_output: Output | None
     request: RequestKey | None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it counts as failed: it ended, and not with exit code 0."""
-        return self.exit_code != 0
 
 
 class Severity(StrEnum):

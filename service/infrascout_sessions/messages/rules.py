@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -273,12 +274,22 @@ _RULES_ACROSS: Final[Mapping[type[Message], Callable[[Any], _Found]]] = {
 }
 
 
+# All fields of a message at once, then the rule of each.
+_PLANS: Final = {
+    kind: (attrgetter(*(field for field, _ in rules), "DESCRIPTOR"), rules)
+    for kind, rules in _RULES.items()
+}
+
+
 def violations(request: Message) -> list[Violation]:
     """Every field of the request that breaks a rule."""
     kind = type(request)
+    values, rules = _PLANS[kind]
     found: list[Violation] = []
-    for field, rule in _RULES[kind]:
-        found.extend(rule(field, getattr(request, field)))
+    for (field, rule), value in zip(rules, values(request), strict=False):
+        wrong = rule(field, value)
+        if wrong:
+            found.extend(wrong)
     across = _RULES_ACROSS.get(kind)
     if across is not None:
         found.extend(across(request))

@@ -21,7 +21,7 @@ _OVERLOADED_PAUSE_SECONDS: Final = 0.01
 
 
 class Batch:
-    """The executions of one message; those of a session are recorded together.
+    """The executions of one message, recorded together.
 
     Raises `InvalidRequest` for a message with too many or none.
     """
@@ -31,45 +31,36 @@ class Batch:
         if not 1 <= count <= MAXIMUM_BATCH:
             wrong = f"has {count:,} items: 1 to {MAXIMUM_BATCH:,} are needed"
             raise InvalidRequest((Violation("executions", wrong),))
-        self._request_ids: list[str] = []
-        self._outcomes: dict[int, Execution | Exception] = {}
-        self._groups: dict[str, tuple[list[int], list[NewExecution]]] = {}
-        self._pending: list[tuple[list[int], Awaitable[Sequence[Execution | Exception]]]] = []
         self._size_bytes = message.ByteSize()
+        self._request_ids = [request.request_id for request in message.executions]
+        self._outcomes: dict[int, Execution | Exception] = {}
+        self._items: dict[int, NewExecution] = {}
+        self._pending: Awaitable[Sequence[Execution | Exception]] | None = None
         for index, request in enumerate(message.executions):
-            self._request_ids.append(request.request_id)
             found = violations(request)
             if found:
                 self._outcomes[index] = InvalidRequest(found)
-                continue
-            session_id = request.session_id
-            group = self._groups.get(session_id)
-            if group is None:
-                group = self._groups[session_id] = ([], [])
-            group[0].append(index)
-            group[1].append(new_execution(request, actor, new_id))
+            else:
+                self._items[index] = new_execution(request, actor, new_id)
 
     async def submit(self, database: Database) -> None:
-        """Hand every group to the database, each as soon as it has room."""
-        share = self._size_bytes // max(len(self._groups), 1)
-        for session_id, (indexes, items) in self._groups.items():
-            while True:
-                try:
-                    awaited = database.write_items(recording.record, session_id, items, share)
-                except Overloaded:
-                    # The client waits with us: its messages are read no faster than this.
-                    await asyncio.sleep(_OVERLOADED_PAUSE_SECONDS)
-                    continue
-                self._pending.append((indexes, awaited))
-                break
+        """Hand what is valid to the database, as soon as it has room."""
+        while self._items and self._pending is None:
+            try:
+                self._pending = database.write_items(
+                    recording.record, list(self._items.values()), self._size_bytes
+                )
+            except Overloaded:
+                # The client waits with us: its messages are read no faster than this.
+                await asyncio.sleep(_OVERLOADED_PAUSE_SECONDS)
 
     async def response(self) -> pb.RecordExecutionsResponse:
         """The results, once they are durable."""
-        for indexes, awaited in self._pending:
+        if self._pending is not None:
             try:
-                self._outcomes.update(zip(indexes, await awaited, strict=True))
+                self._outcomes.update(zip(self._items, await self._pending, strict=True))
             except Exception as error:
-                self._outcomes.update(dict.fromkeys(indexes, error))
+                self._outcomes.update(dict.fromkeys(self._items, error))
         response = pb.RecordExecutionsResponse()
         for index, request_id in enumerate(self._request_ids):
             result = response.results.add()

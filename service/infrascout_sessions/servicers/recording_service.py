@@ -41,7 +41,6 @@ class RecordingServicer(RecordingServiceServicer):
         check(request)
         [outcome] = await self._database.write_items(
             recording.record,
-            request.session_id,
             [new_execution(request, caller.get(), self._new_id)],
             request.ByteSize(),
         )
@@ -86,9 +85,7 @@ class RecordingServicer(RecordingServiceServicer):
         """Put a command on record before it runs."""
         check(request)
         new = begun_execution(request, caller.get(), self._new_id)
-        execution = await self._database.write(
-            partial(recording.begin, request.session_id, new), request.ByteSize()
-        )
+        execution = await self._database.write(partial(recording.begin, new), request.ByteSize())
         response = pb.BeginExecutionResponse()
         put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
         return response

@@ -4,7 +4,7 @@ Executing a statement through SQLAlchemy costs more than the statement itself at
 compiled one is a text and the order of its parameters.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import dialect as aiosqlite_dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement
+
+from infrascout_sessions.errors import Refusal
 
 DialectName = Literal["sqlite", "postgresql"]
 Row = Sequence[Any]
@@ -118,15 +120,15 @@ class Connection(Protocol):
         """The first row, or None."""
         ...
 
-    def insert(self, statement: Statement, rows: Iterable[Row], /) -> None:
+    def insert(self, statement: Statement, rows: Sequence[Row], /) -> None:
         """Run an INSERT of whole rows; the values of each are in the order of the columns."""
         ...
 
 
 class ItemsWork(Protocol[I, O]):
-    """A unit of work on several items of one key, with a result for each."""
+    """A unit of work on several items, with an outcome for each."""
 
-    def __call__(self, connection: Connection, key: str, items: Sequence[I], /) -> Sequence[O]: ...
+    def __call__(self, connection: Connection, items: Sequence[I], /) -> Sequence[O | Refusal]: ...
 
 
 class Database(Protocol):
@@ -148,11 +150,11 @@ class Database(Protocol):
         ...
 
     def write_items(
-        self, work: ItemsWork[I, O], key: str, items: Sequence[I], size_bytes: int = 0
+        self, work: ItemsWork[I, O], items: Sequence[I], size_bytes: int = 0
     ) -> Awaitable[Sequence[O | Exception]]:
-        """Run `work` on items that belong to `key`; await an outcome for each, once durable.
+        """Run `work` on items; await an outcome for each, once durable.
 
-        Items of earlier calls for the same key come first, and may run in one with these. Should
+        Items of other calls may run in one with these, those of earlier calls before them. Should
         that raise, each item runs by itself, and what it raises is its outcome. Raises `Overloaded`
         or `ShuttingDown` at once, and when awaited as `write` does.
         """

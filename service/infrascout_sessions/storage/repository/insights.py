@@ -157,7 +157,7 @@ def save(
             revision=known.revision + 1, content=content, update_time=time, actor=actor
         )
     _store(insight, connection)
-    add_recorders(connection, session_id, {str(actor)})
+    add_recorders(connection, [(session_id, actor)])
     requests.remember(connection, request, str(insight.position))
     return insight
 

@@ -1,6 +1,6 @@
 """Outputs: chunks at stated offsets, read from any offset, hashed when whole."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -119,7 +119,7 @@ def _select_heads(_dialect: DialectName) -> sa.Executable:
 
 
 def store(
-    connection: Connection, chunks: Iterable[tuple[str, int, OutputStream, int, bytes]]
+    connection: Connection, chunks: Sequence[tuple[str, int, OutputStream, int, bytes]]
 ) -> None:
     """Store chunks: session, sequence, stream, offset and data of each."""
     connection.insert(_insert, chunks)
@@ -226,7 +226,7 @@ def append(
         _GROW[stream], session_id=session_id, sequence=sequence, offset=offset, added=len(data)
     )
     assert grown is not None  # noqa: S101 - the gate holds everybody else
-    add_recorders(connection, session_id, [str(actor)])
+    add_recorders(connection, [(session_id, actor)])
     if data:
         store(connection, [(session_id, sequence, stream, offset, data)])
     return int(grown[0])

@@ -1,11 +1,17 @@
 """Recording: every execution passes the gate of its session, which gives it its sequence."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from infrascout_sessions.errors import ExecutionFinished, InvalidRequest, Violation
+from infrascout_sessions.errors import (
+    ExecutionFinished,
+    InvalidRequest,
+    Refusal,
+    RequestIdReused,
+    Violation,
+)
 from infrascout_sessions.models import (
     Actor,
     Execution,
@@ -71,39 +77,37 @@ def _row(execution: Execution) -> tuple[Any, ...]:
     )
 
 
-def _chunks(made: Iterable[Execution]) -> Iterator[tuple[str, int, OutputStream, int, bytes]]:
-    for execution in made:
-        for stream, output in (
-            (OutputStream.STDOUT, execution.output),
-            (OutputStream.STDERR, execution.error_output),
-        ):
-            if output is not None and output.head:
-                yield execution.session_id, execution.sequence, stream, 0, output.head
-
-
 def _store(
-    session_id: str,
-    made: Sequence[Execution],
-    asked: Iterable[RequestKey | None],
-    connection: Connection,
+    made: Sequence[Execution], asked: Iterable[NewExecution], connection: Connection
 ) -> None:
+    """Store executions with their outputs; raises the database's own error for a repeat."""
     connection.insert(_insert, [_row(execution) for execution in made])
-    outputs.store(connection, _chunks(made))
+    outputs.store(
+        connection,
+        [
+            (execution.session_id, execution.sequence, stream, 0, output.head)
+            for execution in made
+            for stream, output in (
+                (OutputStream.STDOUT, execution.output),
+                (OutputStream.STDERR, execution.error_output),
+            )
+            if output is not None and output.head
+        ],
+    )
     requests.remember_all(
         connection,
-        (
-            (request, str(execution.sequence))
-            for request, execution in zip(asked, made, strict=True)
-        ),
+        [
+            (new.request, str(execution.sequence))
+            for new, execution in zip(asked, made, strict=True)
+            if new.request is not None
+        ],
     )
-    add_recorders(connection, session_id, {str(execution.actor) for execution in made})
+    add_recorders(connection, {(execution.session_id, execution.actor) for execution in made})
 
 
-def _execution(
-    session_id: str, sequence: int, time: int, finish_time: int | None, new: NewExecution
-) -> Execution:
+def _execution(sequence: int, time: int, finish_time: int | None, new: NewExecution) -> Execution:
     return Execution(
-        session_id,
+        new.session_id,
         sequence,
         new.execution_id,
         new.command,
@@ -120,41 +124,74 @@ def _execution(
     )
 
 
-def record(
-    connection: Connection, session_id: str, items: Sequence[NewExecution]
-) -> Sequence[Execution]:
-    """Record commands that have run, in this order.
+def _repeated(new: NewExecution, connection: Connection) -> Execution | None:
+    """What the same request has made before, if it has."""
+    earlier = requests.earlier(connection, new.request)
+    if earlier is None:
+        return None
+    return executions.get(new.session_id, int(earlier), executions.WHOLE, connection)
 
-    An item by itself may be a repeat, and gets the execution that was made then. Several that
-    cannot all be recorded anew raise: run them one by one. Raises `SessionNotFound`,
-    `SessionNotRunning`, `RequestIdReused`.
+
+def record(connection: Connection, items: Sequence[NewExecution]) -> Sequence[Execution | Refusal]:
+    """Record commands that have run, of any sessions, those of a session in this order.
+
+    Gives each its execution or why it is refused: `SessionNotFound`, `SessionNotRunning`,
+    `RequestIdReused`. One by itself may be a repeat and gets what was made before; one among
+    others makes this raise the database's own error, and then they are to be run one by one.
     """
     if len(items) == 1:
-        earlier = requests.earlier(connection, items[0].request)
-        if earlier is not None:
-            return [executions.get(session_id, int(earlier), executions.WHOLE, connection)]
-    last, time = _pass_gate(
-        session_id, len(items), sum(item.exit_code != 0 for item in items), connection
-    )
-    made = [
-        _execution(session_id, sequence, time, time, item)
-        for sequence, item in enumerate(items, last - len(items) + 1)
-    ]
-    _store(session_id, made, (item.request for item in items), connection)
-    return made
+        try:
+            repeated = _repeated(items[0], connection)
+        except RequestIdReused as refusal:
+            return [refusal]
+        if repeated is not None:
+            return [repeated]
+    outcomes: dict[int, Execution | Refusal] = {}
+    fresh: list[NewExecution] = []
+    made: list[Execution] = []
+    by_session: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        by_session.setdefault(item.session_id, []).append(index)
+    # In the order of their ids, so that no two calls wait for each other.
+    for session_id, indexes in sorted(by_session.items()):
+        failed = sum(items[index].exit_code != 0 for index in indexes)
+        try:
+            last, time = _pass_gate(session_id, len(indexes), failed, connection)
+        except Refusal as refusal:
+            for index in indexes:
+                outcomes[index] = _repeated_or(refusal, items[index], connection)
+            continue
+        for sequence, index in enumerate(indexes, last - len(indexes) + 1):
+            execution = _execution(sequence, time, time, items[index])
+            outcomes[index] = execution
+            fresh.append(items[index])
+            made.append(execution)
+    if made:
+        _store(made, fresh, connection)
+    return [outcomes[index] for index in range(len(items))]
 
 
-def begin(session_id: str, new: NewExecution, connection: Connection) -> Execution:
+def _repeated_or(
+    refusal: Refusal, item: NewExecution, connection: Connection
+) -> Execution | Refusal:
+    """What a repeat made before its session was closed, or why it is refused."""
+    try:
+        return _repeated(item, connection) or refusal
+    except RequestIdReused as reused:
+        return reused
+
+
+def begin(new: NewExecution, connection: Connection) -> Execution:
     """Put a command on record before it runs.
 
     Raises `SessionNotFound`, `SessionNotRunning`, `RequestIdReused`.
     """
-    earlier = requests.earlier(connection, new.request)
-    if earlier is not None:
-        return executions.get(session_id, int(earlier), executions.WHOLE, connection)
-    sequence, time = _pass_gate(session_id, 1, 0, connection)
-    begun = _execution(session_id, sequence, time, None, new)
-    _store(session_id, [begun], [new.request], connection)
+    repeated = _repeated(new, connection)
+    if repeated is not None:
+        return repeated
+    sequence, time = _pass_gate(new.session_id, 1, 0, connection)
+    begun = _execution(sequence, time, None, new)
+    _store([begun], [new], connection)
     return begun
 
 
@@ -249,6 +286,6 @@ def finish(
             )
             if row is None:
                 raise OutputsChangedError
-            add_recorders(connection, session_id, [str(actor)])
+            add_recorders(connection, {(session_id, actor)})
         requests.remember(connection, request, str(sequence))
     return executions.get(session_id, sequence, executions.WHOLE, connection)

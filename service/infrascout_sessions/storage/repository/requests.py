@@ -4,7 +4,7 @@ A write looks here first, before it checks any state, and leaves what came of it
 transaction. A refused write leaves nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,14 +66,9 @@ def _row(request: RequestKey, resource: str) -> tuple[Any, ...]:
 def remember(connection: Connection, request: RequestKey | None, resource: str) -> None:
     """Keep what came of a request, if it may be repeated."""
     if request is not None:
-        connection.insert(_insert, [_row(request, resource)])
+        remember_all(connection, [(request, resource)])
 
 
-def remember_all(connection: Connection, made: Iterable[tuple[RequestKey | None, str]]) -> None:
-    """Keep what came of several requests, of those that may be repeated.
-
-    Raises the database's own error if one of them was known.
-    """
-    rows = [_row(request, resource) for request, resource in made if request is not None]
-    if rows:
-        connection.insert(_insert, rows)
+def remember_all(connection: Connection, made: Sequence[tuple[RequestKey, str]]) -> None:
+    """Keep what came of several requests; raises the database's own error if one is known."""
+    connection.insert(_insert, [_row(request, resource) for request, resource in made])

@@ -208,9 +208,11 @@ def _insert_recorder(dialect: DialectName) -> sa.Executable:
     return insert_for[dialect](session_recorders).on_conflict_do_nothing()  # type: ignore[no-any-return]
 
 
-def add_recorders(connection: Connection, session_id: str, actors: Iterable[str]) -> None:
-    """Keep that these have recorded in the session, for its review."""
-    connection.insert(_insert_recorder, [(session_id, actor) for actor in actors])
+def add_recorders(connection: Connection, recorders: Iterable[tuple[str, Actor]]) -> None:
+    """Keep who has recorded in which session, for its review."""
+    connection.insert(
+        _insert_recorder, [(session_id, str(actor)) for session_id, actor in recorders]
+    )
 
 
 # The lifecycle.
