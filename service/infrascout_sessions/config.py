@@ -9,6 +9,11 @@ class Settings:
 
     listen: str = "127.0.0.1:50051"
     database_url: str = "sqlite+aiosqlite:///data/sessions.db"
+    database_connections: int = 10
+    database_timeout_seconds: float = 5
+    listen_database_url: str = ""
+    pgbouncer: bool = False
+    allow_unsafe_durability: bool = False
     idle_timeout_seconds: float = 7200
     shutdown_grace_seconds: float = 10
     maximum_waiting_writes: int = 10_000

@@ -32,7 +32,7 @@ from infrascout_sessions.servicers.followers import Followers
 from infrascout_sessions.servicers.recording_service import RecordingServicer
 from infrascout_sessions.servicers.session_service import SessionServicer
 from infrascout_sessions.storage.database import open_database
-from infrascout_sessions.storage.session_cache import SessionCache
+from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Database
 
 _log = structlog.get_logger()
@@ -66,7 +66,7 @@ def _add_services(
     stopping: asyncio.Event,
 ) -> None:
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(
-        SessionServicer(database, SessionCache(database), followers, new_id, stopping), server
+        SessionServicer(database, SessionReader(database), followers, new_id, stopping), server
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
         RecordingServicer(database, new_id, settings.maximum_output_bytes), server
@@ -124,9 +124,7 @@ async def running(
 
     Raises `ListenError` and `DatabaseSetupError`.
     """
-    async with open_database(
-        settings.database_url, clock, settings.maximum_waiting_writes
-    ) as database:
+    async with open_database(settings, clock) as database:
         stopping = asyncio.Event()
         server = grpc.aio.server(interceptors=(Interceptor(),), options=_OPTIONS)
         followers = Followers(database, settings.maximum_followers)

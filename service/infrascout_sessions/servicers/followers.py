@@ -189,12 +189,18 @@ class Followers:
         # By session, then by the limit of output.
         self._tails: dict[str, dict[int, _Tail]] = {}
         database.on_commit(self._wake)
+        database.on_gap(self._wake_all)
 
     def _wake(self, changed: set[str]) -> None:
         if self._tails:
             for session_id in changed:
                 for tail in self._tails.get(session_id, {}).values():
                     tail.wake()
+
+    def _wake_all(self) -> None:
+        for tails in self._tails.values():
+            for tail in tails.values():
+                tail.wake()
 
     def stop(self) -> None:
         """End every stream: the server is going."""

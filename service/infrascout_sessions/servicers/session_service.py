@@ -30,7 +30,7 @@ from infrascout_sessions.models import (
 )
 from infrascout_sessions.servicers.followers import Followers, unfinished_of
 from infrascout_sessions.storage.repository import executions, insights, outputs, sessions
-from infrascout_sessions.storage.session_cache import SessionCache
+from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Connection, Database
 
 _COUNTED_UP_TO: Final = 10_000
@@ -49,13 +49,13 @@ class SessionServicer(SessionServiceServicer):
     def __init__(
         self,
         database: Database,
-        session_cache: SessionCache,
+        session_reader: SessionReader,
         followers: Followers,
         new_id: NewId,
         stopping: asyncio.Event,
     ) -> None:
         self._database = database
-        self._sessions = session_cache
+        self._sessions = session_reader
         self._followers = followers
         self._new_id = new_id
         self._stopping = stopping

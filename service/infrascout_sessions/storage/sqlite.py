@@ -167,6 +167,8 @@ class _Write:
 class SQLiteDatabase:
     """One connection writes, in groups; others read snapshots beside it."""
 
+    sole_writer = True
+
     def __init__(
         self,
         engine: AsyncEngine,
@@ -212,6 +214,9 @@ class SQLiteDatabase:
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
         """Call `listener` with the ids of the sessions that each commit has changed."""
         self._listeners.append(listener)
+
+    def on_gap(self, listener: Callable[[], None]) -> None:
+        """Nothing is committed but here."""
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on a snapshot."""

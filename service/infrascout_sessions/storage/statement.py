@@ -105,6 +105,10 @@ def statement(build: Callable[[DialectName], sa.Executable]) -> Statement:
     return Statement(build)
 
 
+class UniqueViolationError(Exception):
+    """A row with this key has come into being; on SQLite, where there is one writer, never."""
+
+
 class Connection(Protocol):
     """What a unit of work runs its statements on."""
 
@@ -133,6 +137,9 @@ class ItemsWork(Protocol[I, O]):
 
 class Database(Protocol):
     """Where units of work run. Each is a function of a connection and runs whole or not at all."""
+
+    sole_writer: bool
+    """Whether this process alone writes, so that it may keep in memory what it has read."""
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on a snapshot.
@@ -164,6 +171,10 @@ class Database(Protocol):
         """Call `listener` with the ids of the sessions changed after each commit of this process,
         before those who wrote are answered.
         """
+        ...
+
+    def on_gap(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when commits may have gone by that `on_commit` did not tell."""
         ...
 
     async def close(self) -> None:

@@ -1,6 +1,6 @@
 """Recording: every execution passes the gate of its session, which gives it its sequence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -20,13 +20,14 @@ from infrascout_sessions.models import (
     OutputStream,
     RequestKey,
 )
-from infrascout_sessions.storage.repository import executions, outputs, requests
+from infrascout_sessions.storage.repository import executions, outputs, recording_postgres, requests
 from infrascout_sessions.storage.repository.sessions import add_recorders, why_not_running
 from infrascout_sessions.storage.schema import executions as executions_table
 from infrascout_sessions.storage.schema import sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
+    UniqueViolationError,
     server_time_after,
     statement,
 )
@@ -139,6 +140,13 @@ def record(connection: Connection, items: Sequence[NewExecution]) -> Sequence[Ex
     `RequestIdReused`. One by itself may be a repeat and gets what was made before; one among
     others makes this raise the database's own error, and then they are to be run one by one.
     """
+    return _RECORD[connection.dialect](connection, items)
+
+
+def _record_by_gate(
+    connection: Connection, items: Sequence[NewExecution]
+) -> Sequence[Execution | Refusal]:
+    """On SQLite, which takes no INSERT in a WITH: a gate a session, then the rows of all."""
     if len(items) == 1:
         try:
             repeated = _repeated(items[0], connection)
@@ -179,6 +187,34 @@ def _repeated_or(
         return _repeated(item, connection) or refusal
     except RequestIdReused as reused:
         return reused
+
+
+def _record_in_one_statement(
+    connection: Connection, items: Sequence[NewExecution]
+) -> Sequence[Execution | Refusal]:
+    """On PostgreSQL."""
+    try:
+        placed = recording_postgres.place(connection, items)
+    except UniqueViolationError:
+        if len(items) > 1:
+            raise
+        placed = {}
+    outcomes: list[Execution | Refusal] = []
+    for index, item in enumerate(items):
+        if index in placed:
+            sequence, time = placed[index]
+            outcomes.append(_execution(sequence, time, time, item))
+            connection.changed.add(item.session_id)
+        else:
+            refusal = why_not_running(item.session_id, connection)
+            outcomes.append(_repeated_or(refusal, item, connection))
+    return outcomes
+
+
+_RECORD: Mapping[
+    DialectName,
+    Callable[[Connection, Sequence[NewExecution]], Sequence[Execution | Refusal]],
+] = {"sqlite": _record_by_gate, "postgresql": _record_in_one_statement}
 
 
 def begin(new: NewExecution, connection: Connection) -> Execution:

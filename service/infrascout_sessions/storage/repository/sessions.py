@@ -1,10 +1,11 @@
 """Sessions: started, read, listed, and moved through their lifecycle."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from infrascout_sessions.errors import (
     AgentBusy,
@@ -148,6 +149,22 @@ def get(session_id: str, connection: Connection) -> Session:
     if row is None:
         raise SessionNotFound(session_id)
     return _session(row)
+
+
+@statement
+def _select_several(_dialect: DialectName) -> sa.Executable:
+    wanted = sa.func.any(sa.bindparam("session_ids", type_=ARRAY(sa.Text)))
+    return sa.select(*_COLUMNS).where(sessions.c.session_id == wanted)
+
+
+def get_several(session_ids: Sequence[str], connection: Connection) -> dict[str, Session]:
+    """Those of the sessions that exist, by id; on PostgreSQL in one round trip."""
+    if connection.dialect == "postgresql":
+        rows = connection.all(_select_several, session_ids=session_ids)
+    else:
+        found = (connection.one(_select, session_id=session_id) for session_id in session_ids)
+        rows = [row for row in found if row is not None]
+    return {row[0]: _session(row) for row in rows}
 
 
 def _status(session_id: str, connection: Connection) -> Status:
