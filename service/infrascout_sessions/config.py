@@ -8,6 +8,7 @@ class Settings:
     """What `serve` can be told; the command line documents each."""
 
     listen: str = "127.0.0.1:50051"
+    share_port: bool = False
     database_url: str = "sqlite+aiosqlite:///data/sessions.db"
     database_connections: int = 10
     database_timeout_seconds: float = 5

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -37,11 +38,7 @@ from infrascout_sessions.storage.statement import Database
 
 _log = structlog.get_logger()
 
-_OPTIONS: Final = (
-    # A second server on the port is an error, and not a share of its calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-)
+_OPTIONS: Final = (("grpc.max_receive_message_length", 4 * 1024 * 1024),)
 
 # Reflection serves the files it finds in the pool; nothing else here names this one.
 _ = error_reason_pb2
@@ -51,6 +48,11 @@ SERVICES: Final = tuple(
     for module in (session_service_pb2, recording_service_pb2, agent_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    # A second server on the port is an error, and not a share of its calls, unless it is a worker.
+    return [*_OPTIONS, ("grpc.so_reuseport", int(settings.share_port))]
 
 
 class ListenError(Exception):
@@ -126,7 +128,7 @@ async def running(
     """
     async with open_database(settings, clock) as database:
         stopping = asyncio.Event()
-        server = grpc.aio.server(interceptors=(Interceptor(),), options=_OPTIONS)
+        server = grpc.aio.server(interceptors=(Interceptor(),), options=_options(settings))
         followers = Followers(database, settings.maximum_followers)
         _add_services(server, database, settings, ids, followers, stopping)
         port = _listen(server, settings.listen)
@@ -158,6 +160,9 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    if settings.share_port:
+        # A worker's standard input is closed when who started it has gone.
+        loop.add_reader(sys.stdin.fileno(), stop.set)
     if settings.metrics_listen:
         host, _, metrics_port = settings.metrics_listen.rpartition(":")
         start_http_server(int(metrics_port), host or "127.0.0.1")

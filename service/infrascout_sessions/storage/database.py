@@ -44,6 +44,18 @@ def parsed(url: str) -> sa.URL:
     return result
 
 
+def shown(url: str) -> str:
+    """A database as it may be printed: a path, or a URL without its password."""
+    address = parsed(url)
+    return str(_file(address)) if address.drivername == _SQLITE else address.render_as_string()
+
+
+def require_replicas(url: str, option: str) -> None:
+    """Raise `DatabaseSetupError` unless many processes may use the database at once."""
+    if parsed(url).drivername == _SQLITE:
+        raise DatabaseSetupError(f"{option} needs PostgreSQL: one process at a time uses a file")
+
+
 def _file(url: sa.URL) -> Path:
     return Path(str(url.database))
 
