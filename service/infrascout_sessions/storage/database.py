@@ -10,7 +10,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from infrascout_sessions.config import Settings
-from infrascout_sessions.models import Clock
+from infrascout_sessions.models import Clock, system_clock
 from infrascout_sessions.storage import sqlite
 from infrascout_sessions.storage.migrations import DatabaseTooNewError, migrate
 from infrascout_sessions.storage.statement import Database
@@ -145,7 +145,7 @@ async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIt
 
 
 @asynccontextmanager
-async def _open_postgres(url: sa.URL, settings: Settings, _clock: Clock) -> AsyncIterator[Database]:
+async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIterator[Database]:
     engine = _engine(url)
     try:
         await _migrate(engine, url)
@@ -154,7 +154,9 @@ async def _open_postgres(url: sa.URL, settings: Settings, _clock: Clock) -> Asyn
     from infrascout_sessions.storage import postgres
 
     try:
-        database = await postgres.PostgresDatabase.open(url, settings)
+        database = await postgres.PostgresDatabase.open(
+            url, settings, None if clock is system_clock else clock
+        )
     except postgres.UnsafeDurabilityError as error:
         raise DatabaseSetupError(str(error)) from error
     try:

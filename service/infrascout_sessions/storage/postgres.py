@@ -26,6 +26,7 @@ from infrascout_sessions.errors import (
     ShuttingDown,
     StorageFull,
 )
+from infrascout_sessions.models import Clock
 from infrascout_sessions.storage.notices import Notices
 from infrascout_sessions.storage.statement import (
     Connection,
@@ -115,16 +116,19 @@ def _dsn(url: sa.URL) -> str:
 class PostgresConnection:
     """A unit of work's connection; used in its greenlet only."""
 
-    __slots__ = ("_raw", "changed")
+    __slots__ = ("_clock", "_raw", "changed")
     dialect: DialectName = "postgresql"
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, clock: Clock | None) -> None:
         self._raw = raw
+        self._clock = clock
         self.changed: set[str] = set()
 
     def all(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
         """Every row."""
-        sql, bind, _ = statement.compiled("postgresql")
+        sql, bind, needs_server_time = statement.compiled("postgresql")
+        if needs_server_time:
+            parameters["server_time"] = None if self._clock is None else self._clock()
         try:
             rows: Sequence[Row] = await_only(self._raw.fetch(sql, *bind(parameters)))
         except asyncpg.UniqueViolationError as error:
@@ -173,12 +177,15 @@ class PostgresDatabase:
         self,
         pool: Any,
         notices: Notices,
+        clock: Clock | None,
         patience_seconds: float,
         maximum_waiting: int,
         maximum_waiting_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._pool = pool
         self._notices = notices
+        # None for the database's own, which its replicas share.
+        self._clock = clock
         self._patience_seconds = patience_seconds
         self._maximum_waiting = maximum_waiting
         self._maximum_waiting_bytes = maximum_waiting_bytes
@@ -192,7 +199,7 @@ class PostgresDatabase:
         notices.listener = self._hear
 
     @classmethod
-    async def open(cls, url: sa.URL, settings: Settings) -> "PostgresDatabase":
+    async def open(cls, url: sa.URL, settings: Settings, clock: Clock | None) -> "PostgresDatabase":
         """Connect; the tables must exist. Raises `UnsafeDurabilityError`."""
         timeout = settings.database_timeout_seconds
         milliseconds = str(round(timeout * 1000))
@@ -238,7 +245,7 @@ class PostgresDatabase:
         notices = Notices(
             None if listen is None else partial(asyncpg.connect, listen, timeout=timeout)
         )
-        return cls(pool, notices, timeout, settings.maximum_waiting_writes)
+        return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
 
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
         """Call `listener` with the ids of the sessions that a commit of any replica has changed."""
@@ -322,7 +329,7 @@ class PostgresDatabase:
     async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
             async with self._connection() as raw:
-                return await greenlet_spawn(work, PostgresConnection(raw))
+                return await greenlet_spawn(work, PostgresConnection(raw, self._clock))
         except Exception as error:
             raise _translated(error) from error.__cause__
 
@@ -330,7 +337,7 @@ class PostgresDatabase:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 async with self._connection() as raw:
-                    connection = PostgresConnection(raw)
+                    connection = PostgresConnection(raw, self._clock)
                     async with raw.transaction():
                         result = await greenlet_spawn(work, connection)
                 self._committed(connection.changed)
@@ -387,7 +394,7 @@ class PostgresDatabase:
 
     async def _attempt(self, work: ItemsWork[Any, Any], items: Sequence[Any]) -> Sequence[Any]:
         async with self._connection() as raw:
-            connection = PostgresConnection(raw)
+            connection = PostgresConnection(raw, self._clock)
             # In AUTOCOMMIT: what writes here is one statement.
             outcomes = await greenlet_spawn(work, connection, items)
         self._committed(connection.changed)

@@ -43,14 +43,21 @@ class ServerTime(ColumnElement[int]):
     type = sa.BigInteger()
 
 
+_GIVEN_TIME = sa.bindparam("server_time", type_=sa.BigInteger)
+_DATABASE_TIME = sa.cast(
+    sa.extract("epoch", sa.func.statement_timestamp()) * sa.literal_column("1000000"),
+    sa.BigInteger,
+)
+
+
 @compiles(ServerTime, "sqlite")
 def _sqlite_server_time(_element: ServerTime, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(sa.bindparam("server_time", type_=sa.BigInteger()), **kw)
+    return compiler.process(_GIVEN_TIME, **kw)
 
 
 @compiles(ServerTime, "postgresql")
-def _postgresql_server_time(_element: ServerTime, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "CAST(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000 AS BIGINT)"
+def _postgresql_server_time(_element: ServerTime, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(sa.func.coalesce(_GIVEN_TIME, _DATABASE_TIME), **kw)
 
 
 def server_time_after(column: sa.Column[int]) -> ColumnElement[int]:
