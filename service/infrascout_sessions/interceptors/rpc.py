@@ -8,15 +8,12 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from prometheus_client import Counter, Histogram
 
 from infrascout_sessions.errors import InvalidRequest, Violation
+from infrascout_sessions.interceptors.metrics import of_method
 from infrascout_sessions.messages.refusals import INTERNAL, answer_to, status_of
 
 _log = structlog.get_logger()
-
-_RPCS = Counter("infrascout_sessions_rpcs", "RPCs answered.", ("method", "code"))
-_SECONDS = Histogram("infrascout_sessions_rpc_seconds", "How long RPCs took.", ("method",))
 
 # Named in the log line where the request has them.
 _IDS = ("session_id", "agent_id", "sequence")
@@ -34,8 +31,7 @@ class _Method:
         self.request_name = request.full_name
         self.ids = tuple(field for field in _IDS if field in request.fields_by_name)
         self.log = _log.info if path.startswith(_OURS) else _log.debug
-        self.seconds = _SECONDS.labels(path)
-        self.counts = {code: _RPCS.labels(path, code.name) for code in grpc.StatusCode}
+        self.metrics = of_method(path)
 
     def parsed(self, data: bytes) -> Message:
         """The request. Raises `InvalidRequest` for bytes that are none."""
@@ -99,8 +95,7 @@ class _Call:
 
     def end(self) -> None:
         seconds = perf_counter() - self.started
-        self.method.seconds.observe(seconds)
-        self.method.counts[self.code].inc()
+        self.method.metrics.count(self.code.name, seconds)
         line = {
             "method": self.method.path,
             "code": self.code.name,
