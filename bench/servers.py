@@ -41,7 +41,7 @@ def ours(folder: Path) -> Iterator[Server]:
     """The service as it is shipped: no setting but where it listens and stores."""
     address = f"127.0.0.1:{_free_port()}"
     command = [
-        *(str(Path(sys.executable).parent / "infrascout-sessions"), "serve", "--listen", address),
+        *(sys.executable, "-m", "infrascout_sessions", "serve", "--listen", address),
         *("--database-url", f"sqlite+aiosqlite:///{(folder / 'sessions.db').absolute()}"),
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("INFRASCOUT_")}

@@ -28,7 +28,7 @@ from infrascout.sessions.v1 import error_reason_pb2
 from infrascout.sessions.v1 import session_service_pb2 as pb
 from infrascout.sessions.v1.execution_pb2 import Output
 from infrascout_sessions.errors import Refusal, Violation
-from infrascout_sessions.interceptors.errors import ANSWERS, INTERNAL, bounded
+from infrascout_sessions.messages.refusals import ANSWERS, INTERNAL, bounded
 from infrascout_sessions.models import new_id
 from infrascout_sessions.server import running
 

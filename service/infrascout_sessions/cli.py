@@ -49,6 +49,11 @@ def _options(
     pass
 
 
+def _without_workers(arguments: list[str]) -> list[str]:
+    """What a worker is told: what `serve` was told, but not to have workers itself."""
+    return [*arguments[arguments.index("serve") + 1 :], "--workers", "1"]
+
+
 _READY = """\
 InfraScout Sessions {version} serves on {address} (plaintext), sessions in {database}
 Try it:
@@ -65,6 +70,52 @@ def serve(
         str, typer.Option(envvar="INFRASCOUT_LISTEN", help="The address to listen on: HOST:PORT.")
     ] = _DEFAULTS.listen,
     database_url: DatabaseUrl = _DEFAULTS.database_url,
+    database_connections: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_DATABASE_CONNECTIONS",
+            min=2,
+            help="PostgreSQL: how many connections a server opens at most.",
+        ),
+    ] = _DEFAULTS.database_connections,
+    database_timeout: Annotated[
+        float,
+        typer.Option(
+            envvar="INFRASCOUT_DATABASE_TIMEOUT",
+            min=0.1,
+            help="PostgreSQL: how many seconds to wait for a connection, a lock or a statement.",
+        ),
+    ] = _DEFAULTS.database_timeout_seconds,
+    listen_database_url: Annotated[
+        str,
+        typer.Option(
+            envvar="INFRASCOUT_LISTEN_DATABASE_URL",
+            help="PostgreSQL: where to LISTEN for other replicas, if not through --database-url.",
+        ),
+    ] = _DEFAULTS.listen_database_url,
+    pgbouncer: Annotated[
+        bool,
+        typer.Option(
+            envvar="INFRASCOUT_PGBOUNCER",
+            help="PostgreSQL: --database-url is a pooler between transactions.",
+        ),
+    ] = _DEFAULTS.pgbouncer,
+    allow_unsafe_durability: Annotated[
+        bool,
+        typer.Option(
+            envvar="INFRASCOUT_ALLOW_UNSAFE_DURABILITY",
+            help="PostgreSQL: serve even if it may lose what it has acknowledged.",
+        ),
+    ] = _DEFAULTS.allow_unsafe_durability,
+    workers: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_WORKERS",
+            min=1,
+            help="PostgreSQL: how many processes serve on the port.",
+        ),
+    ] = 1,
+    share_port: Annotated[bool, typer.Option(hidden=True)] = _DEFAULTS.share_port,
     idle_timeout: Annotated[
         float,
         typer.Option(
@@ -90,6 +141,22 @@ def serve(
             help="How many writes may wait for the database; further ones are OVERLOADED.",
         ),
     ] = _DEFAULTS.maximum_waiting_writes,
+    maximum_followers: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_MAXIMUM_FOLLOWERS",
+            min=0,
+            help="How many may follow executions at once; further ones are OVERLOADED.",
+        ),
+    ] = _DEFAULTS.maximum_followers,
+    maximum_output_bytes: Annotated[
+        int,
+        typer.Option(
+            envvar="INFRASCOUT_MAXIMUM_OUTPUT_BYTES",
+            min=1,
+            help="How much an execution's outputs may have, both together.",
+        ),
+    ] = _DEFAULTS.maximum_output_bytes,
     metrics_listen: Annotated[
         str,
         typer.Option(
@@ -108,27 +175,41 @@ def serve(
     from infrascout_sessions import logs
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
-    from infrascout_sessions.storage.database import DatabaseSetupError
+    from infrascout_sessions.storage.database import DatabaseSetupError, require_replicas, shown
+    from infrascout_sessions.workers import WorkersError
+    from infrascout_sessions.workers import run as run_workers
 
     settings = Settings(
         listen=listen,
+        share_port=share_port,
+        database_connections=database_connections,
+        database_timeout_seconds=database_timeout,
+        listen_database_url=listen_database_url,
+        pgbouncer=pgbouncer,
+        allow_unsafe_durability=allow_unsafe_durability,
         database_url=database_url,
         idle_timeout_seconds=idle_timeout,
         shutdown_grace_seconds=shutdown_grace,
         maximum_waiting_writes=maximum_waiting_writes,
+        maximum_followers=maximum_followers,
+        maximum_output_bytes=maximum_output_bytes,
         metrics_listen=metrics_listen,
     )
 
     def ready(port: int) -> None:
         address = f"{listen.rpartition(':')[0]}:{port}" if port else listen
-        database = database_url.partition(":///")[2]
+        database = shown(database_url)
         typer.echo(_READY.format(version=__version__, address=address, database=database))
         sys.stdout.flush()
 
     logs.configure(log_level)
     try:
+        if workers > 1:
+            require_replicas(database_url, "--workers")
+            code = asyncio.run(run_workers(workers, listen, _without_workers(sys.argv), ready))
+            raise typer.Exit(code)
         asyncio.run(serve_settings(settings, ready))
-    except (ListenError, DatabaseSetupError) as error:
+    except (ListenError, DatabaseSetupError, WorkersError) as error:
         raise _fail(error) from None
 
 

@@ -1,6 +1,6 @@
 """Why a call is refused: typed errors that carry data.
 
-A message says what is wrong, with the ids, and what to do next. `interceptors.errors` maps each
+A message says what is wrong, with the ids, and what to do next. `messages.refusals` maps each
 type to a status code and a reason; the public attributes become the metadata of its ErrorInfo.
 """
 
@@ -133,6 +133,62 @@ class SessionNotRunning(Refusal):
             f"session {self.session_id} is {self.status} and takes no more records: "
             "start another one with StartSession"
         )
+
+
+@dataclass(eq=False)
+class ExecutionFinished(Refusal):
+    """The execution has ended, and otherwise than it is told now."""
+
+    session_id: str
+    sequence: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"execution {self.sequence} of session {self.session_id} is finished: "
+            "GetExecution shows how it ended; begin another one for another run"
+        )
+
+
+@dataclass(eq=False)
+class OutputTooLarge(Refusal):
+    """The execution's outputs would pass the limit."""
+
+    session_id: str
+    sequence: int
+    maximum_bytes: int
+
+    @property
+    def message(self) -> str:
+        return (
+            f"the outputs of execution {self.sequence} of session {self.session_id} would pass "
+            f"{self.maximum_bytes:,} bytes: what came before is kept, finish it with that"
+        )
+
+
+@dataclass(eq=False)
+class OutputOffsetMismatch(Refusal):
+    """The chunk does not continue what is stored."""
+
+    size_bytes: int
+
+    @property
+    def message(self) -> str:
+        return (
+            "the chunk does not continue what is stored, nor repeat a part of it: "
+            f"go on from offset {self.size_bytes}"
+        )
+
+
+@dataclass(eq=False)
+class OutputOffsetBeyondEnd(Refusal):
+    """There is nothing at the offset."""
+
+    size_bytes: int
+
+    @property
+    def message(self) -> str:
+        return f"the offset is beyond the end: the output has {self.size_bytes} bytes"
 
 
 @dataclass(eq=False)

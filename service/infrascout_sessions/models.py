@@ -7,7 +7,7 @@ stream of executions builds hundreds of thousands a second).
 
 import time
 from collections.abc import Callable
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -164,9 +164,17 @@ class Execution(NamedTuple):
     error_output: Output | None
 
 
-class NewExecution(NamedTuple):
-    """A command that has run, as its recorder tells it."""
+class OutputStream(IntEnum):
+    """Which of a command's outputs; the value is the contract's and the database's."""
 
+    STDOUT = 1
+    STDERR = 2
+
+
+class NewExecution(NamedTuple):
+    """A command that has run or, without an end, begins to, as its recorder tells it."""
+
+    session_id: str
     execution_id: str
     command: str
     capability: str
@@ -178,11 +186,6 @@ class NewExecution(NamedTuple):
     output: Output | None
     error_output: Output | None
     request: RequestKey | None
-
-    @property
-    def failed(self) -> bool:
-        """Whether it counts as failed: it ended, and not with exit code 0."""
-        return self.exit_code != 0
 
 
 class Severity(StrEnum):

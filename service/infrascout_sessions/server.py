@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -28,17 +29,16 @@ from infrascout_sessions.idle import interrupt_idle_sessions
 from infrascout_sessions.interceptors.rpc import Interceptor
 from infrascout_sessions.models import Clock, NewId, new_id, system_clock
 from infrascout_sessions.servicers.agent_service import AgentServicer
+from infrascout_sessions.servicers.followers import Followers
 from infrascout_sessions.servicers.recording_service import RecordingServicer
 from infrascout_sessions.servicers.session_service import SessionServicer
 from infrascout_sessions.storage.database import open_database
-from infrascout_sessions.storage.session_cache import SessionCache
+from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Database
 
 _log = structlog.get_logger()
 
 _OPTIONS: Final = (
-    # A second server on the port is an error, and not a share of its calls.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
     # By default gRPC cancels calls at random once 1,000 wait to be taken, with a code that no
     # client retries; too many writes are refused as OVERLOADED instead.
@@ -59,18 +59,28 @@ SERVICES: Final = tuple(
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    # A second server on the port is an error, and not a share of its calls, unless it is a worker.
+    return [*_OPTIONS, ("grpc.so_reuseport", int(settings.share_port))]
+
+
 class ListenError(Exception):
     """The address cannot be listened on; the text says why."""
 
 
 def _add_services(
-    server: grpc.aio.Server, database: Database, new_id: NewId, stopping: asyncio.Event
+    server: grpc.aio.Server,
+    database: Database,
+    settings: Settings,
+    new_id: NewId,
+    followers: Followers,
+    stopping: asyncio.Event,
 ) -> None:
     session_service_pb2_grpc.add_SessionServiceServicer_to_server(
-        SessionServicer(database, SessionCache(database), new_id, stopping), server
+        SessionServicer(database, SessionReader(database), followers, new_id, stopping), server
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
-        RecordingServicer(database, new_id), server
+        RecordingServicer(database, new_id, settings.maximum_output_bytes), server
     )
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(database), server)
     health_pb2_grpc.add_HealthServicer_to_server(
@@ -140,13 +150,12 @@ async def running(
 
     Raises `ListenError` and `DatabaseSetupError`.
     """
-    async with open_database(
-        settings.database_url, clock, settings.maximum_waiting_writes
-    ) as database:
+    async with open_database(settings, clock) as database:
         stopping = asyncio.Event()
         interceptor = Interceptor(stopping)
-        server = grpc.aio.server(interceptors=(interceptor,), options=_OPTIONS)
-        _add_services(server, database, ids, stopping)
+        server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
+        followers = Followers(database, settings.maximum_followers)
+        _add_services(server, database, settings, ids, followers, stopping)
         port = _listen(server, settings.listen)
         await server.start()
         idle = (
@@ -160,6 +169,7 @@ async def running(
             # Streams, health and new calls are told first. Calls that gRPC has not handed over by
             # the time it stops are CANCELLED, which no client retries.
             stopping.set()
+            followers.stop()
             await interceptor.quiet(settings.shutdown_grace_seconds / 100)
             if idle is not None:
                 idle.cancel()
@@ -177,6 +187,9 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     for name in _STOP_SIGNALS:
         loop.add_signal_handler(name, stop.set)
+    if settings.share_port:
+        # A worker's standard input is closed when who started it has gone.
+        loop.add_reader(sys.stdin.fileno(), stop.set)
     if settings.metrics_listen:
         _serve_metrics(settings.metrics_listen)
     async with running(settings) as port:

@@ -9,15 +9,12 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from prometheus_client import Counter, Histogram
 
 from infrascout_sessions.errors import InvalidRequest, ShuttingDown, Violation
-from infrascout_sessions.interceptors.errors import INTERNAL, answer_to, status_of
+from infrascout_sessions.interceptors.metrics import of_method
+from infrascout_sessions.messages.refusals import INTERNAL, answer_to, status_of
 
 _log = structlog.get_logger()
-
-_RPCS = Counter("infrascout_sessions_rpcs", "RPCs answered.", ("method", "code"))
-_SECONDS = Histogram("infrascout_sessions_rpc_seconds", "How long RPCs took.", ("method",))
 
 # Named in the log line where the request has them.
 _IDS = ("session_id", "agent_id", "sequence")
@@ -38,8 +35,7 @@ class _Method:
         self.log = _log.info if ours else _log.debug
         # Health is asked until the end.
         self.stopping = stopping if ours else asyncio.Event()
-        self.seconds = _SECONDS.labels(path)
-        self.counts = {code: _RPCS.labels(path, code.name) for code in grpc.StatusCode}
+        self.metrics = of_method(path)
 
     def parsed(self, data: bytes) -> Message:
         """The request. Raises `InvalidRequest` for bytes that are none."""
@@ -105,8 +101,7 @@ class _Call:
 
     def end(self) -> None:
         seconds = perf_counter() - self.started
-        self.method.seconds.observe(seconds)
-        self.method.counts[self.code].inc()
+        self.method.metrics.count(self.code.name, seconds)
         line = {
             "method": self.method.path,
             "code": self.code.name,
@@ -181,7 +176,8 @@ def _stream(method: _Method, behaviour: Callable[..., AsyncIterator[Message]]) -
     async def answer(data: bytes, context: Any) -> AsyncIterator[bytes]:
         async with _Call(method, context) as call:
             async for response in behaviour(call.request(data), context):
-                yield response.SerializeToString()
+                # What many followers get is serialised once, by the servicer.
+                yield response if isinstance(response, bytes) else response.SerializeToString()
 
     return answer
 

@@ -1,6 +1,6 @@
 """Requests as records of the domain; they have been checked by `rules`."""
 
-from hashlib import blake2b, sha256
+from hashlib import sha256
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -38,8 +38,9 @@ def request_key(
     """What makes a repeat of the request known; None if its caller does not ask for it."""
     if not request_id:
         return None
-    content = request.SerializeToString(deterministic=True)
-    return RequestKey(rpc, actor, session_id, request_id, blake2b(content, digest_size=16).digest())
+    # The same fields serialise alike: the contract has no map in a request.
+    digest = sha256(request.SerializeToString()).digest()
+    return RequestKey(rpc, actor, session_id, request_id, digest)
 
 
 def _output(message: execution_pb2.Output) -> Output | None:
@@ -54,20 +55,41 @@ def new_execution(
     request: recording_service.RecordExecutionRequest, actor: Actor, new_id: NewId
 ) -> NewExecution:
     """A command that has run."""
+    session_id = request.session_id
     return NewExecution(
-        execution_id=new_id("exec_"),
-        command=request.command,
-        capability=request.capability,
-        step=request.step,
-        exit_code=request.exit_code if request.HasField("exit_code") else None,
-        start_time=time_of(request.start_time),
-        end_time=time_of(request.end_time) if request.HasField("end_time") else None,
-        actor=actor,
-        output=_output(request.output) if request.HasField("output") else None,
-        error_output=_output(request.error_output) if request.HasField("error_output") else None,
-        request=request_key(
-            "RecordExecution", actor, request, request.request_id, request.session_id
-        ),
+        session_id,
+        new_id("exec_"),
+        request.command,
+        request.capability,
+        request.step,
+        request.exit_code if request.HasField("exit_code") else None,
+        time_of(request.start_time),
+        time_of(request.end_time) if request.HasField("end_time") else None,
+        actor,
+        _output(request.output) if request.HasField("output") else None,
+        _output(request.error_output) if request.HasField("error_output") else None,
+        request_key("RecordExecution", actor, request, request.request_id, session_id),
+    )
+
+
+def begun_execution(
+    request: recording_service.BeginExecutionRequest, actor: Actor, new_id: NewId
+) -> NewExecution:
+    """A command that is about to run."""
+    session_id = request.session_id
+    return NewExecution(
+        session_id,
+        new_id("exec_"),
+        request.command,
+        request.capability,
+        request.step,
+        None,
+        time_of(request.start_time),
+        None,
+        actor,
+        None,
+        None,
+        request_key("BeginExecution", actor, request, request.request_id, session_id),
     )
 
 

@@ -1,5 +1,6 @@
 """Records of the domain as the messages of the contract."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,6 +11,7 @@ from infrascout.sessions.v1 import (
     execution_pb2,
     insight_pb2,
     session_pb2,
+    session_service_pb2,
 )
 from infrascout_sessions.lifecycle import Status
 from infrascout_sessions.models import (
@@ -121,7 +123,9 @@ def put_execution(
     message.command = execution.command
     message.capability = execution.capability
     message.step = execution.step
-    if execution.exit_code is None:
+    if execution.finish_record_time is None:
+        message.state = execution_pb2.EXECUTION_STATE_UNFINISHED
+    elif execution.exit_code is None:
         message.state = execution_pb2.EXECUTION_STATE_KILLED
     else:
         message.state = execution_pb2.EXECUTION_STATE_EXITED
@@ -134,7 +138,19 @@ def put_execution(
     if execution.end_time is not None:
         _put_time(message.end_time, execution.end_time)
     _put_time(message.record_time, execution.record_time)
+    if execution.finish_record_time is not None:
+        _put_time(message.finish_record_time, execution.finish_record_time)
     _put_actor(message.actor, execution.actor)
+
+
+def executions_response(
+    executions: Iterable[Execution], maximum_output_bytes: int
+) -> session_service_pb2.ListExecutionsResponse:
+    """One message of a list of executions."""
+    response = session_service_pb2.ListExecutionsResponse()
+    for execution in executions:
+        put_execution(response.executions.add(), execution, maximum_output_bytes)
+    return response
 
 
 def put_insight(message: insight_pb2.Insight, insight: Insight) -> None:

@@ -5,20 +5,23 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from infrascout.sessions.v1 import agent_service_pb2 as agent_service
-from infrascout.sessions.v1 import insight_pb2, session_pb2
+from infrascout.sessions.v1 import execution_pb2, insight_pb2, session_pb2
 from infrascout.sessions.v1 import recording_service_pb2 as recording_service
 from infrascout.sessions.v1 import session_service_pb2 as session_service
 from infrascout_sessions.errors import InvalidRequest, Violation
 
 MAXIMUM_OUTPUT_BYTES: Final = 1024 * 1024
 MAXIMUM_INSIGHT_BYTES: Final = 1024 * 1024
+MAXIMUM_CHUNK_BYTES: Final = 1024 * 1024
 MAXIMUM_OFFSET: Final = 10_000
+MAXIMUM_BATCH: Final = 1000
 
 _Found = Iterator[Violation]
 _Rule = Callable[[str, Any], Sequence[Violation] | _Found]
@@ -73,10 +76,12 @@ def _at_least(minimum: int, maximum: int = 2**63) -> _Rule:
     return rule
 
 
-def _known(enum: Any) -> _Rule:
+def _known(enum: Any, *, required: bool = False) -> _Rule:
     numbers = frozenset(enum.values())
 
     def rule(field: str, value: int) -> Sequence[Violation]:
+        if required and not value:
+            return (Violation(field, "is required"),)
         if value in numbers:
             return _NOTHING
         return (Violation(field, f"{value} is no value of {enum.DESCRIPTOR.name}"),)
@@ -99,6 +104,13 @@ def _output(field: str, value: Any) -> Sequence[Violation]:
     return (Violation(field, f"has {size:,} bytes: at most {MAXIMUM_OUTPUT_BYTES:,} are allowed"),)
 
 
+def _chunk(field: str, value: bytes) -> Sequence[Violation]:
+    size = len(value)
+    if size <= MAXIMUM_CHUNK_BYTES:
+        return _NOTHING
+    return (Violation(field, f"has {size:,} bytes: at most {MAXIMUM_CHUNK_BYTES:,} are allowed"),)
+
+
 _ID = _pattern(r"[A-Za-z0-9._:-]{1,128}", "1 to 128 of A-Z a-z 0-9 . _ : -")
 _ID_FILTER = _pattern(r"[A-Za-z0-9._:-]{1,128}", "1 to 128 of A-Z a-z 0-9 . _ : -", required=False)
 _CAPABILITY = _pattern(
@@ -108,6 +120,8 @@ _REQUEST_ID = _text(64)
 _REASON = _text(4096, required=True)
 _LIMIT = _at_least(0)
 _LINES = _each(_text(4096))
+_SEQUENCE = _at_least(1)
+_STREAM = _known(execution_pb2.OutputStream, required=True)
 
 _RULES: Final[Mapping[type[Message], tuple[tuple[str, _Rule], ...]]] = {
     agent_service.RegisterAgentRequest: (
@@ -147,7 +161,13 @@ _RULES: Final[Mapping[type[Message], tuple[tuple[str, _Rule], ...]]] = {
     ),
     session_service.GetExecutionRequest: (
         ("session_id", _ID),
-        ("sequence", _at_least(1)),
+        ("sequence", _SEQUENCE),
+    ),
+    session_service.ReadOutputRequest: (
+        ("session_id", _ID),
+        ("sequence", _SEQUENCE),
+        ("stream", _STREAM),
+        ("offset", _at_least(0)),
     ),
     session_service.ListInsightsRequest: (("session_id", _ID),),
     session_service.SubmitSessionRequest: (
@@ -176,6 +196,27 @@ _RULES: Final[Mapping[type[Message], tuple[tuple[str, _Rule], ...]]] = {
         ("step", _text(200)),
         ("request_id", _REQUEST_ID),
     ),
+    recording_service.BeginExecutionRequest: (
+        ("session_id", _ID),
+        ("command", _text(65_536, required=True)),
+        ("capability", _CAPABILITY),
+        ("start_time", _time),
+        ("step", _text(200)),
+        ("request_id", _REQUEST_ID),
+    ),
+    recording_service.AppendOutputRequest: (
+        ("session_id", _ID),
+        ("sequence", _SEQUENCE),
+        ("stream", _STREAM),
+        ("offset", _at_least(0)),
+        ("data", _chunk),
+    ),
+    recording_service.FinishExecutionRequest: (
+        ("session_id", _ID),
+        ("sequence", _SEQUENCE),
+        ("end_time", _time),
+        ("request_id", _REQUEST_ID),
+    ),
     recording_service.SaveInsightRequest: (
         ("session_id", _ID),
         ("category", _text(200, required=True)),
@@ -200,6 +241,21 @@ def _record_execution(request: recording_service.RecordExecutionRequest) -> _Fou
             yield Violation("end_time", "is before start_time")
 
 
+def _requires(field: str) -> Callable[[Any], _Found]:
+    def rule(request: Message) -> _Found:
+        if not request.HasField(field):
+            yield Violation(field, "is required")
+
+    return rule
+
+
+def _list_executions(request: session_service.ListExecutionsRequest) -> _Found:
+    if request.follow:
+        for field in ("failed_only", "limit"):
+            if getattr(request, field):
+                yield Violation(field, "cannot be used together with follow")
+
+
 def _save_insight(request: recording_service.SaveInsightRequest) -> _Found:
     size = request.ByteSize()
     if size > MAXIMUM_INSIGHT_BYTES:
@@ -210,17 +266,30 @@ def _save_insight(request: recording_service.SaveInsightRequest) -> _Found:
 
 # Rules of several fields.
 _RULES_ACROSS: Final[Mapping[type[Message], Callable[[Any], _Found]]] = {
+    session_service.ListExecutionsRequest: _list_executions,
     recording_service.RecordExecutionRequest: _record_execution,
+    recording_service.BeginExecutionRequest: _requires("start_time"),
+    recording_service.FinishExecutionRequest: _requires("end_time"),
     recording_service.SaveInsightRequest: _save_insight,
+}
+
+
+# All fields of a message at once, then the rule of each.
+_PLANS: Final = {
+    kind: (attrgetter(*(field for field, _ in rules), "DESCRIPTOR"), rules)
+    for kind, rules in _RULES.items()
 }
 
 
 def violations(request: Message) -> list[Violation]:
     """Every field of the request that breaks a rule."""
     kind = type(request)
+    values, rules = _PLANS[kind]
     found: list[Violation] = []
-    for field, rule in _RULES[kind]:
-        found.extend(rule(field, getattr(request, field)))
+    for (field, rule), value in zip(rules, values(request), strict=False):
+        wrong = rule(field, value)
+        if wrong:
+            found.extend(wrong)
     across = _RULES_ACROSS.get(kind)
     if across is not None:
         found.extend(across(request))

@@ -1,25 +1,38 @@
 """`RecordingService`."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from infrascout.sessions.v1 import recording_service_pb2 as pb
 from infrascout.sessions.v1.recording_service_pb2_grpc import RecordingServiceServicer
 from infrascout_sessions.identity import caller
-from infrascout_sessions.messages.requests import new_execution, new_insight, request_key
+from infrascout_sessions.messages.requests import (
+    begun_execution,
+    new_execution,
+    new_insight,
+    request_key,
+    time_of,
+)
 from infrascout_sessions.messages.resources import put_execution, put_insight
 from infrascout_sessions.messages.rules import MAXIMUM_OUTPUT_BYTES, check
-from infrascout_sessions.models import NewId
-from infrascout_sessions.storage.repository import executions, insights
+from infrascout_sessions.models import Execution, NewId, Output, OutputStream
+from infrascout_sessions.servicers.batches import Batch
+from infrascout_sessions.storage.repository import insights, outputs, recording
 from infrascout_sessions.storage.statement import Database
+
+# How many messages of a stream may wait for their commit while the next one is read.
+_MESSAGES_AHEAD: Final = 8
 
 
 class RecordingServicer(RecordingServiceServicer):
     """Adds executions and insights to running sessions."""
 
-    def __init__(self, database: Database, new_id: NewId) -> None:
+    def __init__(self, database: Database, new_id: NewId, maximum_output_bytes: int) -> None:
         self._database = database
         self._new_id = new_id
+        self._maximum_output_bytes = maximum_output_bytes
 
     async def RecordExecution(
         self, request: pb.RecordExecutionRequest, context: Any
@@ -27,8 +40,7 @@ class RecordingServicer(RecordingServiceServicer):
         """Record a command that has run."""
         check(request)
         [outcome] = await self._database.write_items(
-            executions.record,
-            request.session_id,
+            recording.record,
             [new_execution(request, caller.get(), self._new_id)],
             request.ByteSize(),
         )
@@ -37,6 +49,106 @@ class RecordingServicer(RecordingServiceServicer):
         response = pb.RecordExecutionResponse()
         put_execution(response.execution, outcome, MAXIMUM_OUTPUT_BYTES)
         return response
+
+    async def RecordExecutions(
+        self, request_iterator: AsyncIterator[pb.RecordExecutionsRequest], context: Any
+    ) -> AsyncIterator[pb.RecordExecutionsResponse]:
+        """Record many commands that have run, message by message."""
+        batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(_MESSAGES_AHEAD)
+        reader = asyncio.create_task(self._read_batches(request_iterator, batches))
+        try:
+            while (batch := await batches.get()) is not None:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield await batch.response()
+        finally:
+            reader.cancel()
+
+    async def _read_batches(
+        self,
+        messages: AsyncIterator[pb.RecordExecutionsRequest],
+        batches: "asyncio.Queue[Batch | Exception | None]",
+    ) -> None:
+        """Hand each message to the database as it comes; what ends the stream comes last."""
+        try:
+            async for message in messages:
+                batch = Batch(message, caller.get(), self._new_id)
+                await batch.submit(self._database)
+                await batches.put(batch)
+            await batches.put(None)
+        except Exception as error:
+            await batches.put(error)
+
+    async def BeginExecution(
+        self, request: pb.BeginExecutionRequest, context: Any
+    ) -> pb.BeginExecutionResponse:
+        """Put a command on record before it runs."""
+        check(request)
+        new = begun_execution(request, caller.get(), self._new_id)
+        execution = await self._database.write(partial(recording.begin, new), request.ByteSize())
+        response = pb.BeginExecutionResponse()
+        put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
+        return response
+
+    async def AppendOutput(
+        self, request: pb.AppendOutputRequest, context: Any
+    ) -> pb.AppendOutputResponse:
+        """Add a chunk of what a command prints."""
+        check(request)
+        size_bytes = await self._database.write(
+            partial(
+                outputs.append,
+                request.session_id,
+                request.sequence,
+                OutputStream(request.stream),
+                request.offset,
+                request.data,
+                self._maximum_output_bytes,
+                caller.get(),
+            ),
+            request.ByteSize(),
+        )
+        return pb.AppendOutputResponse(size_bytes=size_bytes)
+
+    async def FinishExecution(
+        self, request: pb.FinishExecutionRequest, context: Any
+    ) -> pb.FinishExecutionResponse:
+        """Record how a command has ended."""
+        check(request)
+        session_id, sequence, actor = request.session_id, request.sequence, caller.get()
+        exit_code = request.exit_code if request.HasField("exit_code") else None
+        end_time = time_of(request.end_time)
+        key = request_key("FinishExecution", actor, request, request.request_id, session_id)
+        while True:
+            begun = await self._database.read(
+                partial(recording.to_finish, session_id, sequence, exit_code, end_time, key)
+            )
+            end = recording.End(
+                exit_code,
+                end_time,
+                await self._hashed(begun, OutputStream.STDOUT, begun.output),
+                await self._hashed(begun, OutputStream.STDERR, begun.error_output),
+            )
+            try:
+                execution = await self._database.write(
+                    partial(recording.finish, session_id, sequence, end, actor, key)
+                )
+            except recording.OutputsChangedError:
+                continue
+            response = pb.FinishExecutionResponse()
+            put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
+            return response
+
+    async def _hashed(
+        self, execution: Execution, stream: OutputStream, output: Output | None
+    ) -> Output | None:
+        """The output with its digest, taken in steps between which others get their turn."""
+        if output is None or execution.finish_record_time is not None:
+            return output
+        digest = outputs.Digest(execution.session_id, execution.sequence, stream, output.size_bytes)
+        while not digest.complete:
+            await self._database.read(digest.advance)
+        return output._replace(sha256=digest.digest())
 
     async def SaveInsight(
         self, request: pb.SaveInsightRequest, context: Any

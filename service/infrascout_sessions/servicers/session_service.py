@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from infrascout.sessions.v1 import session_service_pb2 as pb
 from infrascout.sessions.v1.session_service_pb2_grpc import SessionServiceServicer
@@ -13,11 +13,24 @@ from infrascout_sessions.lifecycle import Action
 from infrascout_sessions.messages import page_tokens
 from infrascout_sessions.messages.pages import PAGE_BYTES, fill, page_limit
 from infrascout_sessions.messages.requests import request_key, session_filter
-from infrascout_sessions.messages.resources import put_execution, put_insight, put_session
+from infrascout_sessions.messages.resources import (
+    executions_response,
+    put_execution,
+    put_insight,
+    put_session,
+)
 from infrascout_sessions.messages.rules import MAXIMUM_OUTPUT_BYTES, check
-from infrascout_sessions.models import NewId, Session, SessionFilter, SessionPosition
-from infrascout_sessions.storage.repository import executions, insights, sessions
-from infrascout_sessions.storage.session_cache import SessionCache
+from infrascout_sessions.models import (
+    Execution,
+    NewId,
+    OutputStream,
+    Session,
+    SessionFilter,
+    SessionPosition,
+)
+from infrascout_sessions.servicers.followers import Followers, unfinished_of
+from infrascout_sessions.storage.repository import executions, insights, outputs, sessions
+from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Connection, Database
 
 _COUNTED_UP_TO: Final = 10_000
@@ -25,7 +38,9 @@ _COUNTED_UP_TO: Final = 10_000
 # The first page of a stream is small, so that its first message comes soon.
 _FIRST_PAGE: Final = 50
 _PAGE: Final = 1000
+_NO_LIMIT: Final = 2**31
 _INSIGHTS_PAGE: Final = 100
+_DATA_BYTES: Final = 256 * 1024
 
 
 class SessionServicer(SessionServiceServicer):
@@ -34,12 +49,14 @@ class SessionServicer(SessionServiceServicer):
     def __init__(
         self,
         database: Database,
-        session_cache: SessionCache,
+        session_reader: SessionReader,
+        followers: Followers,
         new_id: NewId,
         stopping: asyncio.Event,
     ) -> None:
         self._database = database
-        self._sessions = session_cache
+        self._sessions = session_reader
+        self._followers = followers
         self._new_id = new_id
         self._stopping = stopping
 
@@ -104,39 +121,58 @@ class SessionServicer(SessionServiceServicer):
     async def ListExecutions(
         self, request: pb.ListExecutionsRequest, context: Any
     ) -> AsyncIterator[pb.ListExecutionsResponse]:
-        """Stream what was executed in a session, in order."""
+        """Stream what was executed in a session, in order; with `follow`, what is executed, too."""
         check(request)
-        after = request.after_sequence
-        left = request.limit or 2**31
-        maximum_output_bytes = (
+        limit = (
             min(request.max_output_bytes, MAXIMUM_OUTPUT_BYTES)
             if request.HasField("max_output_bytes")
             else MAXIMUM_OUTPUT_BYTES
         )
-        page_limit, more = _FIRST_PAGE, True
+        after = request.after_sequence
+        if not request.follow:
+            async for found in self._pages(request, limit):
+                yield executions_response(found, limit)
+            return
+        awaited: set[int] = set()
+        self._followers.admit()
+        try:
+            async for found in self._pages(request, limit):
+                yield executions_response(found, limit)
+                after = found[-1].sequence
+                awaited |= unfinished_of(found)
+            async for response in self._followers.follow(request.session_id, after, awaited, limit):
+                # Serialised already, which the interceptor knows to take.
+                yield cast("pb.ListExecutionsResponse", response)
+        finally:
+            self._followers.dismiss()
+
+    async def _pages(
+        self, request: pb.ListExecutionsRequest, maximum_output_bytes: int
+    ) -> AsyncIterator[list[Execution]]:
+        """What is on record, in pages that fit a message."""
+        after = request.after_sequence
+        left = request.limit or _NO_LIMIT
+        page, more = _FIRST_PAGE, True
         while more and left:
             found, more = await self._database.read(
                 partial(
                     executions.page,
                     request.session_id,
                     after,
-                    min(page_limit, left),
+                    min(page, left),
                     PAGE_BYTES,
                     maximum_output_bytes,
                     request.failed_only,
                 )
             )
-            if not found:
-                return
             if self._stopping.is_set():
                 raise ShuttingDown
-            response = pb.ListExecutionsResponse()
-            for execution in found:
-                put_execution(response.executions.add(), execution, maximum_output_bytes)
-            yield response
+            if not found:
+                return
+            yield found
             after = found[-1].sequence
             left -= len(found)
-            page_limit = _PAGE
+            page = _PAGE
 
     async def GetExecution(
         self, request: pb.GetExecutionRequest, context: Any
@@ -149,6 +185,22 @@ class SessionServicer(SessionServiceServicer):
         response = pb.GetExecutionResponse()
         put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
         return response
+
+    async def ReadOutput(
+        self, request: pb.ReadOutputRequest, context: Any
+    ) -> AsyncIterator[pb.ReadOutputResponse]:
+        """Stream the bytes of an output from an offset to its end."""
+        check(request)
+        of = (request.session_id, request.sequence, OutputStream(request.stream))
+        at = request.offset
+        end = await self._database.read(partial(outputs.size, *of, at))
+        while at < end:
+            data = await self._database.read(partial(outputs.read, *of, at, end))
+            for start in range(0, len(data), _DATA_BYTES):
+                if self._stopping.is_set():
+                    raise ShuttingDown
+                yield pb.ReadOutputResponse(data=data[start : start + _DATA_BYTES])
+            at += len(data)
 
     async def ListInsights(
         self, request: pb.ListInsightsRequest, context: Any

@@ -114,6 +114,9 @@ session_recorders = sa.Table(
 FAILED = "finish_record_time IS NOT NULL AND (exit_code IS NULL OR exit_code <> 0)"
 """Which executions count as failed."""
 
+UNFINISHED = "finish_record_time IS NULL"
+"""Which executions are begun and not finished."""
+
 executions = sa.Table(
     "executions",
     metadata,
@@ -134,6 +137,14 @@ executions = sa.Table(
     sa.Column("error_output_size", sa.BigInteger),
     sa.Column("error_output_sha256", sa.LargeBinary),
     sa.CheckConstraint("sequence >= 1", name="sequence_from_one"),
+    # ListExecutions with follow: those whose end is still to come.
+    sa.Index(
+        "executions_unfinished",
+        "session_id",
+        "sequence",
+        sqlite_where=sa.text(UNFINISHED),
+        postgresql_where=sa.text(UNFINISHED),
+    ),
     # ListExecutions with failed_only.
     sa.Index(
         "executions_failed",
@@ -144,7 +155,7 @@ executions = sa.Table(
     ),
 )
 
-# Streams as in OutputStream: 1 what the command wrote, 2 its error output where kept apart.
+# Chunks of outputs; `stream` is an OutputStream.
 outputs = sa.Table(
     "outputs",
     metadata,

@@ -6,11 +6,13 @@ connection) are reached, of a pinned version; `tests/test_sqlite.py` fails if th
 """
 
 import asyncio
+import re
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -38,6 +40,8 @@ T = TypeVar("T")
 
 _MAXIMUM_GROUP = 500
 _BUSY_TIMEOUT_SECONDS = 5
+
+_ROWS_AT_ONCE = (64, 16, 4, 1)
 
 _UNAVAILABLE = frozenset(
     {
@@ -94,6 +98,13 @@ def _translated(error: Exception) -> Exception:
     return refusal
 
 
+@lru_cache
+def _of_rows(sql: str, size: int) -> str:
+    """An INSERT of one row as one of several."""
+    before, row, after = re.fullmatch(r"(.* VALUES )(\([?, ]+\))(.*)", sql).groups()  # type: ignore[union-attr]
+    return f"{before}{', '.join([row] * size)}{after}"
+
+
 class SQLiteConnection:
     """A unit of work's connection; used in its thread only."""
 
@@ -121,27 +132,32 @@ class SQLiteConnection:
         rows: list[Row] = self._execute(statement, parameters).fetchall()
         return rows[0] if rows else None
 
-    def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]], /) -> None:
-        """Run a statement that gives no rows once for each set of parameters."""
-        sql, bind, _ = statement.compiled("sqlite")
-        self._raw.executemany(sql, map(bind, rows))
+    def insert(self, statement: Statement, rows: Sequence[Row], /) -> None:
+        """Run an INSERT of whole rows; the values of each are in the order of the columns."""
+        sql = statement.compiled("sqlite").sql
+        at = 0
+        while at < len(rows):
+            # Many rows a statement: with each one the thread lets go of the interpreter's lock
+            # and waits to get it back. Few sizes: each is a statement of its own to prepare.
+            size = next(size for size in _ROWS_AT_ONCE if size <= len(rows) - at)
+            values = chain.from_iterable(rows[at : at + size])
+            self._raw.execute(_of_rows(sql, size), tuple(values))
+            at += size
 
 
 class _Write:
-    """A unit of work that waits for the writer; `key` is None where nothing may join it."""
+    """A unit of work that waits for the writer; `items` is None where nothing may join it."""
 
-    __slots__ = ("future", "items", "key", "outcome", "size_bytes", "work")
+    __slots__ = ("future", "items", "outcome", "size_bytes", "work")
 
     def __init__(
         self,
         work: Callable[..., Any],
-        key: str | None,
-        items: Sequence[Any],
+        items: Sequence[Any] | None,
         size_bytes: int,
         future: "asyncio.Future[Any]",
     ) -> None:
         self.work = work
-        self.key = key
         self.items = items
         self.size_bytes = size_bytes
         self.future = future
@@ -150,6 +166,8 @@ class _Write:
 
 class SQLiteDatabase:
     """One connection writes, in groups; others read snapshots beside it."""
+
+    sole_writer = True
 
     def __init__(
         self,
@@ -197,6 +215,9 @@ class SQLiteDatabase:
         """Call `listener` with the ids of the sessions that each commit has changed."""
         self._listeners.append(listener)
 
+    def on_gap(self, listener: Callable[[], None]) -> None:
+        """Nothing is committed but here."""
+
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on a snapshot."""
         self._readers.rotate(1)
@@ -208,15 +229,14 @@ class SQLiteDatabase:
 
     async def write(self, work: Callable[[Connection], T], size_bytes: int = 0) -> T:
         """Run `work` with whatever else waits in one transaction; return once it is durable."""
-        result: T = await self._enqueue(work, None, (), size_bytes)
+        result: T = await self._enqueue(work, None, size_bytes)
         return result
 
-    async def write_items(
-        self, work: ItemsWork[Any, Any], key: str, items: Sequence[Any], size_bytes: int = 0
-    ) -> Sequence[Any]:
-        """Run `work` on the items, with those that others bring for `key`, as `write` does."""
-        outcomes: Sequence[Any] = await self._enqueue(work, key, items, size_bytes)
-        return outcomes
+    def write_items(
+        self, work: ItemsWork[Any, Any], items: Sequence[Any], size_bytes: int = 0
+    ) -> Awaitable[Sequence[Any]]:
+        """Run `work` on the items, with those of others that wait, as `write` does."""
+        return self._enqueue(work, items, size_bytes)
 
     async def close(self) -> None:
         """Commit what waits, then close every connection."""
@@ -227,7 +247,7 @@ class SQLiteDatabase:
         await self._engine.dispose()
 
     def _enqueue(
-        self, work: Callable[..., Any], key: str | None, items: Sequence[Any], size_bytes: int
+        self, work: Callable[..., Any], items: Sequence[Any] | None, size_bytes: int
     ) -> "asyncio.Future[Any]":
         if self._closing:
             raise ShuttingDown
@@ -237,7 +257,7 @@ class SQLiteDatabase:
         ):
             raise Overloaded
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting.append(_Write(work, key, items, size_bytes, future))
+        self._waiting.append(_Write(work, items, size_bytes, future))
         self._waiting_bytes += size_bytes
         if not self._writing:
             self._start_group()
@@ -302,10 +322,9 @@ def _commit_together(
         raw.execute("BEGIN IMMEDIATE")
         units: dict[object, list[_Write]] = {}
         for write in group:
-            unit = id(write) if write.key is None else (write.work, write.key)
-            units.setdefault(unit, []).append(write)
+            units.setdefault(write if write.items is None else write.work, []).append(write)
         for joined in units.values():
-            if joined[0].key is None:
+            if joined[0].items is None:
                 joined[0].outcome = _attempt(raw, connection, joined[0].work)
             else:
                 _attempt_items(raw, connection, joined)
@@ -337,17 +356,17 @@ def _attempt_items(
     raw: sqlite3.Connection, connection: SQLiteConnection, joined: list[_Write]
 ) -> None:
     """Run the items of several writes as one, or one by one where that raises."""
-    work, key = joined[0].work, joined[0].key
-    items = [item for write in joined for item in write.items]
-    outcomes = _attempt(raw, connection, lambda unit: work(unit, key, items))
+    work = joined[0].work
+    items = [item for write in joined for item in write.items or ()]
+    outcomes = _attempt(raw, connection, lambda unit: work(unit, items))
     if isinstance(outcomes, Exception):
         outcomes = [
             result if isinstance(result, Exception) else result[0]
             for result in (
-                _attempt(raw, connection, lambda unit, item=item: work(unit, key, [item]))
+                _attempt(raw, connection, lambda unit, item=item: work(unit, [item]))
                 for item in items
             )
         ]
     remaining = iter(outcomes)
     for write in joined:
-        write.outcome = [next(remaining) for _ in write.items]
+        write.outcome = [next(remaining) for _ in write.items or ()]

@@ -4,7 +4,7 @@ Executing a statement through SQLAlchemy costs more than the statement itself at
 compiled one is a text and the order of its parameters.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -15,6 +15,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import dialect as aiosqlite_dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import ColumnElement
+
+from infrascout_sessions.errors import Refusal
 
 DialectName = Literal["sqlite", "postgresql"]
 Row = Sequence[Any]
@@ -41,14 +43,21 @@ class ServerTime(ColumnElement[int]):
     type = sa.BigInteger()
 
 
+_GIVEN_TIME = sa.bindparam("server_time", type_=sa.BigInteger)
+_DATABASE_TIME = sa.cast(
+    sa.extract("epoch", sa.func.statement_timestamp()) * sa.literal_column("1000000"),
+    sa.BigInteger,
+)
+
+
 @compiles(ServerTime, "sqlite")
 def _sqlite_server_time(_element: ServerTime, compiler: SQLCompiler, **kw: Any) -> str:
-    return compiler.process(sa.bindparam("server_time", type_=sa.BigInteger()), **kw)
+    return compiler.process(_GIVEN_TIME, **kw)
 
 
 @compiles(ServerTime, "postgresql")
-def _postgresql_server_time(_element: ServerTime, _compiler: SQLCompiler, **_kw: Any) -> str:
-    return "CAST(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000 AS BIGINT)"
+def _postgresql_server_time(_element: ServerTime, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(sa.func.coalesce(_GIVEN_TIME, _DATABASE_TIME), **kw)
 
 
 def server_time_after(column: sa.Column[int]) -> ColumnElement[int]:
@@ -103,6 +112,10 @@ def statement(build: Callable[[DialectName], sa.Executable]) -> Statement:
     return Statement(build)
 
 
+class UniqueViolationError(Exception):
+    """A row with this key has come into being; on SQLite, where there is one writer, never."""
+
+
 class Connection(Protocol):
     """What a unit of work runs its statements on."""
 
@@ -118,21 +131,22 @@ class Connection(Protocol):
         """The first row, or None."""
         ...
 
-    def many(self, statement: Statement, rows: Iterable[Mapping[str, Any]], /) -> None:
-        """Run a statement that gives no rows once for each set of parameters."""
+    def insert(self, statement: Statement, rows: Sequence[Row], /) -> None:
+        """Run an INSERT of whole rows; the values of each are in the order of the columns."""
         ...
 
 
 class ItemsWork(Protocol[I, O]):
-    """A unit of work on several items of one key, with an outcome for each."""
+    """A unit of work on several items, with an outcome for each."""
 
-    def __call__(
-        self, connection: Connection, key: str, items: Sequence[I], /
-    ) -> Sequence[O | Exception]: ...
+    def __call__(self, connection: Connection, items: Sequence[I], /) -> Sequence[O | Refusal]: ...
 
 
 class Database(Protocol):
     """Where units of work run. Each is a function of a connection and runs whole or not at all."""
+
+    sole_writer: bool
+    """Whether this process alone writes, so that it may keep in memory what it has read."""
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on a snapshot.
@@ -149,13 +163,14 @@ class Database(Protocol):
         """
         ...
 
-    async def write_items(
-        self, work: ItemsWork[I, O], key: str, items: Sequence[I], size_bytes: int = 0
-    ) -> Sequence[O | Exception]:
-        """Run `work` on items that belong to `key` and return an outcome for each, once durable.
+    def write_items(
+        self, work: ItemsWork[I, O], items: Sequence[I], size_bytes: int = 0
+    ) -> Awaitable[Sequence[O | Exception]]:
+        """Run `work` on items; await an outcome for each, once durable.
 
-        What several callers bring for one key may run as one. Should that raise, each item runs by
-        itself, and what it raises is its outcome. Raises as `write` does.
+        Items of other calls may run in one with these, those of earlier calls before them. Should
+        that raise, each item runs by itself, and what it raises is its outcome. Raises `Overloaded`
+        or `ShuttingDown` at once, and when awaited as `write` does.
         """
         ...
 
@@ -163,6 +178,10 @@ class Database(Protocol):
         """Call `listener` with the ids of the sessions changed after each commit of this process,
         before those who wrote are answered.
         """
+        ...
+
+    def on_gap(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when commits may have gone by that `on_commit` did not tell."""
         ...
 
     async def close(self) -> None:

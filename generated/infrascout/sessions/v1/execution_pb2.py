@@ -26,17 +26,19 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from infrascout.sessions.v1 import actor_pb2 as infrascout_dot_sessions_dot_v1_dot_actor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&infrascout/sessions/v1/execution.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"infrascout/sessions/v1/actor.proto\"\xfa\x03\n\tExecution\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x05\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.infrascout.sessions.v1.ExecutionState\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x12\n\ncapability\x18\x06 \x01(\t\x12.\n\x06output\x18\x07 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x34\n\x0c\x65rror_output\x18\x08 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecord_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05\x61\x63tor\x18\r \x01(\x0b\x32\x1d.infrascout.sessions.v1.Actor\x12\x0c\n\x04step\x18\x0e \x01(\tB\x0c\n\n_exit_code\"l\n\x06Output\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x62inary\x18\x02 \x01(\x0cH\x00\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\tB\t\n\x07\x63ontent*i\n\x0e\x45xecutionState\x12\x1f\n\x1b\x45XECUTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XECUTION_STATE_EXITED\x10\x01\x12\x1a\n\x16\x45XECUTION_STATE_KILLED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&infrascout/sessions/v1/execution.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"infrascout/sessions/v1/actor.proto\"\xb2\x04\n\tExecution\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x05\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.infrascout.sessions.v1.ExecutionState\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x12\n\ncapability\x18\x06 \x01(\t\x12.\n\x06output\x18\x07 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x34\n\x0c\x65rror_output\x18\x08 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x16\n\texit_code\x18\t \x01(\x05H\x00\x88\x01\x01\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brecord_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x05\x61\x63tor\x18\r \x01(\x0b\x32\x1d.infrascout.sessions.v1.Actor\x12\x0c\n\x04step\x18\x0e \x01(\t\x12\x36\n\x12\x66inish_record_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0c\n\n_exit_code\"l\n\x06Output\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06\x62inary\x18\x02 \x01(\x0cH\x00\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\tB\t\n\x07\x63ontent*\x89\x01\n\x0e\x45xecutionState\x12\x1f\n\x1b\x45XECUTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45XECUTION_STATE_EXITED\x10\x01\x12\x1a\n\x16\x45XECUTION_STATE_KILLED\x10\x02\x12\x1e\n\x1a\x45XECUTION_STATE_UNFINISHED\x10\x03*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infrascout.sessions.v1.execution_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXECUTIONSTATE']._serialized_start=754
-  _globals['_EXECUTIONSTATE']._serialized_end=859
+  _globals['_EXECUTIONSTATE']._serialized_start=811
+  _globals['_EXECUTIONSTATE']._serialized_end=948
+  _globals['_OUTPUTSTREAM']._serialized_start=950
+  _globals['_OUTPUTSTREAM']._serialized_end=1047
   _globals['_EXECUTION']._serialized_start=136
-  _globals['_EXECUTION']._serialized_end=642
-  _globals['_OUTPUT']._serialized_start=644
-  _globals['_OUTPUT']._serialized_end=752
+  _globals['_EXECUTION']._serialized_end=698
+  _globals['_OUTPUT']._serialized_start=700
+  _globals['_OUTPUT']._serialized_end=808
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,26 @@ class RecordingServiceStub:
                 request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionRequest.SerializeToString,
                 response_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionResponse.FromString,
                 _registered_method=True)
+        self.RecordExecutions = channel.stream_stream(
+                '/infrascout.sessions.v1.RecordingService/RecordExecutions',
+                request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsRequest.SerializeToString,
+                response_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsResponse.FromString,
+                _registered_method=True)
+        self.BeginExecution = channel.unary_unary(
+                '/infrascout.sessions.v1.RecordingService/BeginExecution',
+                request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionRequest.SerializeToString,
+                response_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionResponse.FromString,
+                _registered_method=True)
+        self.AppendOutput = channel.unary_unary(
+                '/infrascout.sessions.v1.RecordingService/AppendOutput',
+                request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputRequest.SerializeToString,
+                response_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputResponse.FromString,
+                _registered_method=True)
+        self.FinishExecution = channel.unary_unary(
+                '/infrascout.sessions.v1.RecordingService/FinishExecution',
+                request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionRequest.SerializeToString,
+                response_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionResponse.FromString,
+                _registered_method=True)
         self.SaveInsight = channel.unary_unary(
                 '/infrascout.sessions.v1.RecordingService/SaveInsight',
                 request_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.SaveInsightRequest.SerializeToString,
@@ -84,6 +104,110 @@ class RecordingServiceServicer:
         Metadata: `session_id`.
         FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
         Metadata: `session_id`, `status`.
+        ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+        request with other content. Metadata: `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordExecutions(self, request_iterator, context):
+        """Records many commands that have run, of any sessions: for integrations that
+        have thousands. Each message holds 1 to 1,000 of them; each is answered by
+        one message, in order, once everything in it is durable. A client may send
+        on while it waits; the server reads no faster than it writes.
+
+        A message is no transaction. Each of its executions is recorded or refused
+        by itself, as `RecordExecution` would, and its result says which: a refused
+        one stops no other, and the stream goes on. The executions of one session
+        get their sequences in the order sent.
+
+        The stream ends, OK, after the client has ended its side and everything is
+        answered. After a stream that broke, send again what was not answered, with
+        the same `request_id`s: they count as those of `RecordExecution`, and
+        nothing is recorded twice.
+
+        Errors that end the stream, besides those of every RPC:
+        INVALID_ARGUMENT     INVALID_REQUEST      a message with no execution or
+        more than 1,000. What came before is answered first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BeginExecution(self, request, context):
+        """Puts a command on record before it runs, with the next `sequence` of its
+        session: unfinished. `AppendOutput` adds what it prints and
+        `FinishExecution` how it ended; what it printed before its agent died
+        stays. An execution that is never finished stays on record, unfinished.
+
+        A retry with the same `request_id` adds nothing and returns the execution
+        as it stands now. Without one, a retry begins another.
+
+        Errors, besides those of every RPC:
+        INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+        NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+        Metadata: `session_id`.
+        FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+        Metadata: `session_id`, `status`.
+        ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+        request with other content. Metadata: `request_id`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendOutput(self, request, context):
+        """Adds a chunk to an output of an unfinished execution, and answers with its
+        size once the chunk is durable. An empty chunk adds nothing and says that
+        the command is alive: the session is not idle.
+
+        Chunks are in order: `offset` is the size so far. A chunk that lies inside
+        what is stored and equals it changes nothing and is answered OK whatever
+        the state, so any chunk may be repeated.
+
+        Errors, besides those of every RPC:
+        INVALID_ARGUMENT     INVALID_REQUEST         a field breaks its rule.
+        NOT_FOUND            SESSION_NOT_FOUND       no session has this id.
+        Metadata: `session_id`.
+        NOT_FOUND            EXECUTION_NOT_FOUND     the session has no execution
+        with this sequence. Metadata: `session_id`,
+        `sequence`.
+        FAILED_PRECONDITION  SESSION_NOT_RUNNING     the session takes no more.
+        Metadata: `session_id`, `status`.
+        FAILED_PRECONDITION  EXECUTION_FINISHED      the execution takes no more.
+        Metadata: `session_id`, `sequence`.
+        FAILED_PRECONDITION  OUTPUT_TOO_LARGE        more than the server accepts
+        for an execution, both outputs together: 64 MiB
+        unless its operator has set another limit. Metadata:
+        `session_id`, `sequence`, `maximum_bytes`.
+        ABORTED              OUTPUT_OFFSET_MISMATCH  the chunk leaves a gap,
+        overlaps the end, or differs from what is stored.
+        Metadata: `size_bytes`, where to go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishExecution(self, request, context):
+        """Records how an execution that was begun has ended. From then on it never
+        changes.
+
+        A repeat with the same end is answered OK with the execution, whatever the
+        session's status, with or without a `request_id`.
+
+        Errors, besides those of every RPC:
+        INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule, or
+        `end_time` lies before the execution's `start_time`.
+        NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+        Metadata: `session_id`.
+        NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+        with this sequence. Metadata: `session_id`,
+        `sequence`.
+        FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+        Metadata: `session_id`, `status`.
+        FAILED_PRECONDITION  EXECUTION_FINISHED   it is finished with another
+        end. Metadata: `session_id`, `sequence`.
         ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
         request with other content. Metadata: `request_id`.
         """
@@ -136,6 +260,26 @@ def add_RecordingServiceServicer_to_server(servicer, server):
                     request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionRequest.FromString,
                     response_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionResponse.SerializeToString,
             ),
+            'RecordExecutions': grpc.stream_stream_rpc_method_handler(
+                    servicer.RecordExecutions,
+                    request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsRequest.FromString,
+                    response_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsResponse.SerializeToString,
+            ),
+            'BeginExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.BeginExecution,
+                    request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionRequest.FromString,
+                    response_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionResponse.SerializeToString,
+            ),
+            'AppendOutput': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendOutput,
+                    request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputRequest.FromString,
+                    response_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputResponse.SerializeToString,
+            ),
+            'FinishExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishExecution,
+                    request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionRequest.FromString,
+                    response_serializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionResponse.SerializeToString,
+            ),
             'SaveInsight': grpc.unary_unary_rpc_method_handler(
                     servicer.SaveInsight,
                     request_deserializer=infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.SaveInsightRequest.FromString,
@@ -174,6 +318,114 @@ class RecordingService:
             '/infrascout.sessions.v1.RecordingService/RecordExecution',
             infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionRequest.SerializeToString,
             infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordExecutions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/infrascout.sessions.v1.RecordingService/RecordExecutions',
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsRequest.SerializeToString,
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.RecordExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BeginExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infrascout.sessions.v1.RecordingService/BeginExecution',
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionRequest.SerializeToString,
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.BeginExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendOutput(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infrascout.sessions.v1.RecordingService/AppendOutput',
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputRequest.SerializeToString,
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.AppendOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infrascout.sessions.v1.RecordingService/FinishExecution',
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionRequest.SerializeToString,
+            infrascout_dot_sessions_dot_v1_dot_recording__service__pb2.FinishExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,94 @@ class RecordingServiceStub:
       ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
                            request with other content. Metadata: `request_id`.
     """
+    RecordExecutions: _aio.StreamStreamMultiCallable[_recording_service_pb2.RecordExecutionsRequest, _recording_service_pb2.RecordExecutionsResponse]
+    """Records many commands that have run, of any sessions: for integrations that
+    have thousands. Each message holds 1 to 1,000 of them; each is answered by
+    one message, in order, once everything in it is durable. A client may send
+    on while it waits; the server reads no faster than it writes.
+
+    A message is no transaction. Each of its executions is recorded or refused
+    by itself, as `RecordExecution` would, and its result says which: a refused
+    one stops no other, and the stream goes on. The executions of one session
+    get their sequences in the order sent.
+
+    The stream ends, OK, after the client has ended its side and everything is
+    answered. After a stream that broke, send again what was not answered, with
+    the same `request_id`s: they count as those of `RecordExecution`, and
+    nothing is recorded twice.
+
+    Errors that end the stream, besides those of every RPC:
+      INVALID_ARGUMENT     INVALID_REQUEST      a message with no execution or
+                           more than 1,000. What came before is answered first.
+    """
+    BeginExecution: _aio.UnaryUnaryMultiCallable[_recording_service_pb2.BeginExecutionRequest, _recording_service_pb2.BeginExecutionResponse]
+    """Puts a command on record before it runs, with the next `sequence` of its
+    session: unfinished. `AppendOutput` adds what it prints and
+    `FinishExecution` how it ended; what it printed before its agent died
+    stays. An execution that is never finished stays on record, unfinished.
+
+    A retry with the same `request_id` adds nothing and returns the execution
+    as it stands now. Without one, a retry begins another.
+
+    Errors, besides those of every RPC:
+      INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+      NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                           Metadata: `session_id`.
+      FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+                           Metadata: `session_id`, `status`.
+      ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+                           request with other content. Metadata: `request_id`.
+    """
+    AppendOutput: _aio.UnaryUnaryMultiCallable[_recording_service_pb2.AppendOutputRequest, _recording_service_pb2.AppendOutputResponse]
+    """Adds a chunk to an output of an unfinished execution, and answers with its
+    size once the chunk is durable. An empty chunk adds nothing and says that
+    the command is alive: the session is not idle.
+
+    Chunks are in order: `offset` is the size so far. A chunk that lies inside
+    what is stored and equals it changes nothing and is answered OK whatever
+    the state, so any chunk may be repeated.
+
+    Errors, besides those of every RPC:
+      INVALID_ARGUMENT     INVALID_REQUEST         a field breaks its rule.
+      NOT_FOUND            SESSION_NOT_FOUND       no session has this id.
+                           Metadata: `session_id`.
+      NOT_FOUND            EXECUTION_NOT_FOUND     the session has no execution
+                           with this sequence. Metadata: `session_id`,
+                           `sequence`.
+      FAILED_PRECONDITION  SESSION_NOT_RUNNING     the session takes no more.
+                           Metadata: `session_id`, `status`.
+      FAILED_PRECONDITION  EXECUTION_FINISHED      the execution takes no more.
+                           Metadata: `session_id`, `sequence`.
+      FAILED_PRECONDITION  OUTPUT_TOO_LARGE        more than the server accepts
+                           for an execution, both outputs together: 64 MiB
+                           unless its operator has set another limit. Metadata:
+                           `session_id`, `sequence`, `maximum_bytes`.
+      ABORTED              OUTPUT_OFFSET_MISMATCH  the chunk leaves a gap,
+                           overlaps the end, or differs from what is stored.
+                           Metadata: `size_bytes`, where to go on.
+    """
+    FinishExecution: _aio.UnaryUnaryMultiCallable[_recording_service_pb2.FinishExecutionRequest, _recording_service_pb2.FinishExecutionResponse]
+    """Records how an execution that was begun has ended. From then on it never
+    changes.
+
+    A repeat with the same end is answered OK with the execution, whatever the
+    session's status, with or without a `request_id`.
+
+    Errors, besides those of every RPC:
+      INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule, or
+                           `end_time` lies before the execution's `start_time`.
+      NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                           Metadata: `session_id`.
+      NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+                           with this sequence. Metadata: `session_id`,
+                           `sequence`.
+      FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+                           Metadata: `session_id`, `status`.
+      FAILED_PRECONDITION  EXECUTION_FINISHED   it is finished with another
+                           end. Metadata: `session_id`, `sequence`.
+      ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+                           request with other content. Metadata: `request_id`.
+    """
     SaveInsight: _aio.UnaryUnaryMultiCallable[_recording_service_pb2.SaveInsightRequest, _recording_service_pb2.SaveInsightResponse]
     """Saves a finding, or replaces the one with the same category and key in the
     same session.
@@ -121,6 +209,118 @@ class RecordingServiceServicer(metaclass=_abc_1.ABCMeta):
                                Metadata: `session_id`.
           FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
                                Metadata: `session_id`, `status`.
+          ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+                               request with other content. Metadata: `request_id`.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordExecutions(
+        self,
+        request_iterator: _abc.AsyncIterator[_recording_service_pb2.RecordExecutionsRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_recording_service_pb2.RecordExecutionsRequest], _abc.AsyncIterator[_recording_service_pb2.RecordExecutionsResponse]],
+    ) -> _abc.AsyncIterator[_recording_service_pb2.RecordExecutionsResponse]:
+        """Records many commands that have run, of any sessions: for integrations that
+        have thousands. Each message holds 1 to 1,000 of them; each is answered by
+        one message, in order, once everything in it is durable. A client may send
+        on while it waits; the server reads no faster than it writes.
+
+        A message is no transaction. Each of its executions is recorded or refused
+        by itself, as `RecordExecution` would, and its result says which: a refused
+        one stops no other, and the stream goes on. The executions of one session
+        get their sequences in the order sent.
+
+        The stream ends, OK, after the client has ended its side and everything is
+        answered. After a stream that broke, send again what was not answered, with
+        the same `request_id`s: they count as those of `RecordExecution`, and
+        nothing is recorded twice.
+
+        Errors that end the stream, besides those of every RPC:
+          INVALID_ARGUMENT     INVALID_REQUEST      a message with no execution or
+                               more than 1,000. What came before is answered first.
+        """
+
+    @_abc_1.abstractmethod
+    def BeginExecution(
+        self,
+        request: _recording_service_pb2.BeginExecutionRequest,
+        context: _aio.ServicerContext[_recording_service_pb2.BeginExecutionRequest, _abc.Awaitable[_recording_service_pb2.BeginExecutionResponse]],
+    ) -> _abc.Awaitable[_recording_service_pb2.BeginExecutionResponse]:
+        """Puts a command on record before it runs, with the next `sequence` of its
+        session: unfinished. `AppendOutput` adds what it prints and
+        `FinishExecution` how it ended; what it printed before its agent died
+        stays. An execution that is never finished stays on record, unfinished.
+
+        A retry with the same `request_id` adds nothing and returns the execution
+        as it stands now. Without one, a retry begins another.
+
+        Errors, besides those of every RPC:
+          INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+          NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                               Metadata: `session_id`.
+          FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+                               Metadata: `session_id`, `status`.
+          ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
+                               request with other content. Metadata: `request_id`.
+        """
+
+    @_abc_1.abstractmethod
+    def AppendOutput(
+        self,
+        request: _recording_service_pb2.AppendOutputRequest,
+        context: _aio.ServicerContext[_recording_service_pb2.AppendOutputRequest, _abc.Awaitable[_recording_service_pb2.AppendOutputResponse]],
+    ) -> _abc.Awaitable[_recording_service_pb2.AppendOutputResponse]:
+        """Adds a chunk to an output of an unfinished execution, and answers with its
+        size once the chunk is durable. An empty chunk adds nothing and says that
+        the command is alive: the session is not idle.
+
+        Chunks are in order: `offset` is the size so far. A chunk that lies inside
+        what is stored and equals it changes nothing and is answered OK whatever
+        the state, so any chunk may be repeated.
+
+        Errors, besides those of every RPC:
+          INVALID_ARGUMENT     INVALID_REQUEST         a field breaks its rule.
+          NOT_FOUND            SESSION_NOT_FOUND       no session has this id.
+                               Metadata: `session_id`.
+          NOT_FOUND            EXECUTION_NOT_FOUND     the session has no execution
+                               with this sequence. Metadata: `session_id`,
+                               `sequence`.
+          FAILED_PRECONDITION  SESSION_NOT_RUNNING     the session takes no more.
+                               Metadata: `session_id`, `status`.
+          FAILED_PRECONDITION  EXECUTION_FINISHED      the execution takes no more.
+                               Metadata: `session_id`, `sequence`.
+          FAILED_PRECONDITION  OUTPUT_TOO_LARGE        more than the server accepts
+                               for an execution, both outputs together: 64 MiB
+                               unless its operator has set another limit. Metadata:
+                               `session_id`, `sequence`, `maximum_bytes`.
+          ABORTED              OUTPUT_OFFSET_MISMATCH  the chunk leaves a gap,
+                               overlaps the end, or differs from what is stored.
+                               Metadata: `size_bytes`, where to go on.
+        """
+
+    @_abc_1.abstractmethod
+    def FinishExecution(
+        self,
+        request: _recording_service_pb2.FinishExecutionRequest,
+        context: _aio.ServicerContext[_recording_service_pb2.FinishExecutionRequest, _abc.Awaitable[_recording_service_pb2.FinishExecutionResponse]],
+    ) -> _abc.Awaitable[_recording_service_pb2.FinishExecutionResponse]:
+        """Records how an execution that was begun has ended. From then on it never
+        changes.
+
+        A repeat with the same end is answered OK with the execution, whatever the
+        session's status, with or without a `request_id`.
+
+        Errors, besides those of every RPC:
+          INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule, or
+                               `end_time` lies before the execution's `start_time`.
+          NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                               Metadata: `session_id`.
+          NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+                               with this sequence. Metadata: `session_id`,
+                               `sequence`.
+          FAILED_PRECONDITION  SESSION_NOT_RUNNING  the session takes no more.
+                               Metadata: `session_id`, `status`.
+          FAILED_PRECONDITION  EXECUTION_FINISHED   it is finished with another
+                               end. Metadata: `session_id`, `sequence`.
           ALREADY_EXISTS       REQUEST_ID_REUSED    the `request_id` belongs to a
                                request with other content. Metadata: `request_id`.
         """

@@ -28,7 +28,7 @@ from infrascout.sessions.v1 import insight_pb2 as infrascout_dot_sessions_dot_v1
 from infrascout.sessions.v1 import session_pb2 as infrascout_dot_sessions_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,infrascout/sessions/v1/session_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\x1a$infrascout/sessions/v1/session.proto\"b\n\x13StartSessionRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08playbook\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"H\n\x14StartSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x12GetSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\xb2\x02\n\x13ListSessionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08playbook\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.infrascout.sessions.v1.SessionStatus\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x0e\n\x06offset\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x15\n\rinclude_total\x18\n \x01(\x08\"\x91\x01\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.infrascout.sessions.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\"\x9b\x01\n\x15ListExecutionsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0b\x66\x61iled_only\x18\x04 \x01(\x08\x12\x1d\n\x10max_output_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\x13\n\x11_max_output_bytes\"O\n\x16ListExecutionsResponse\x12\x35\n\nexecutions\x18\x01 \x03(\x0b\x32!.infrascout.sessions.v1.Execution\";\n\x13GetExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\"L\n\x14GetExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"@\n\x13ListInsightsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rall_revisions\x18\x02 \x01(\x08\"H\n\x14ListInsightsResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight\"O\n\x14SubmitSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x15SubmitSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"L\n\x12\x46\x61ilSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"G\n\x13\x46\x61ilSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"Q\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x18InterruptSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session2\xe3\x07\n\x0eSessionService\x12i\n\x0cStartSession\x12+.infrascout.sessions.v1.StartSessionRequest\x1a,.infrascout.sessions.v1.StartSessionResponse\x12\x63\n\nGetSession\x12).infrascout.sessions.v1.GetSessionRequest\x1a*.infrascout.sessions.v1.GetSessionResponse\x12i\n\x0cListSessions\x12+.infrascout.sessions.v1.ListSessionsRequest\x1a,.infrascout.sessions.v1.ListSessionsResponse\x12q\n\x0eListExecutions\x12-.infrascout.sessions.v1.ListExecutionsRequest\x1a..infrascout.sessions.v1.ListExecutionsResponse0\x01\x12i\n\x0cGetExecution\x12+.infrascout.sessions.v1.GetExecutionRequest\x1a,.infrascout.sessions.v1.GetExecutionResponse\x12k\n\x0cListInsights\x12+.infrascout.sessions.v1.ListInsightsRequest\x1a,.infrascout.sessions.v1.ListInsightsResponse0\x01\x12l\n\rSubmitSession\x12,.infrascout.sessions.v1.SubmitSessionRequest\x1a-.infrascout.sessions.v1.SubmitSessionResponse\x12\x66\n\x0b\x46\x61ilSession\x12*.infrascout.sessions.v1.FailSessionRequest\x1a+.infrascout.sessions.v1.FailSessionResponse\x12u\n\x10InterruptSession\x12/.infrascout.sessions.v1.InterruptSessionRequest\x1a\x30.infrascout.sessions.v1.InterruptSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,infrascout/sessions/v1/session_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\x1a$infrascout/sessions/v1/session.proto\"b\n\x13StartSessionRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08playbook\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"H\n\x14StartSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x12GetSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\xb2\x02\n\x13ListSessionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08playbook\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.infrascout.sessions.v1.SessionStatus\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x0e\n\x06offset\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x15\n\rinclude_total\x18\n \x01(\x08\"\x91\x01\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.infrascout.sessions.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\"\xab\x01\n\x15ListExecutionsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0b\x66\x61iled_only\x18\x04 \x01(\x08\x12\x1d\n\x10max_output_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x42\x13\n\x11_max_output_bytes\"O\n\x16ListExecutionsResponse\x12\x35\n\nexecutions\x18\x01 \x03(\x0b\x32!.infrascout.sessions.v1.Execution\";\n\x13GetExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\"L\n\x14GetExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x7f\n\x11ReadOutputRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.infrascout.sessions.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\"\"\n\x12ReadOutputResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x13ListInsightsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rall_revisions\x18\x02 \x01(\x08\"H\n\x14ListInsightsResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight\"O\n\x14SubmitSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x15SubmitSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"L\n\x12\x46\x61ilSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"G\n\x13\x46\x61ilSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"Q\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x18InterruptSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session2\xca\x08\n\x0eSessionService\x12i\n\x0cStartSession\x12+.infrascout.sessions.v1.StartSessionRequest\x1a,.infrascout.sessions.v1.StartSessionResponse\x12\x63\n\nGetSession\x12).infrascout.sessions.v1.GetSessionRequest\x1a*.infrascout.sessions.v1.GetSessionResponse\x12i\n\x0cListSessions\x12+.infrascout.sessions.v1.ListSessionsRequest\x1a,.infrascout.sessions.v1.ListSessionsResponse\x12q\n\x0eListExecutions\x12-.infrascout.sessions.v1.ListExecutionsRequest\x1a..infrascout.sessions.v1.ListExecutionsResponse0\x01\x12i\n\x0cGetExecution\x12+.infrascout.sessions.v1.GetExecutionRequest\x1a,.infrascout.sessions.v1.GetExecutionResponse\x12\x65\n\nReadOutput\x12).infrascout.sessions.v1.ReadOutputRequest\x1a*.infrascout.sessions.v1.ReadOutputResponse0\x01\x12k\n\x0cListInsights\x12+.infrascout.sessions.v1.ListInsightsRequest\x1a,.infrascout.sessions.v1.ListInsightsResponse0\x01\x12l\n\rSubmitSession\x12,.infrascout.sessions.v1.SubmitSessionRequest\x1a-.infrascout.sessions.v1.SubmitSessionResponse\x12\x66\n\x0b\x46\x61ilSession\x12*.infrascout.sessions.v1.FailSessionRequest\x1a+.infrascout.sessions.v1.FailSessionResponse\x12u\n\x10InterruptSession\x12/.infrascout.sessions.v1.InterruptSessionRequest\x1a\x30.infrascout.sessions.v1.InterruptSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,29 +48,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSESSIONSRESPONSE']._serialized_start=818
   _globals['_LISTSESSIONSRESPONSE']._serialized_end=963
   _globals['_LISTEXECUTIONSREQUEST']._serialized_start=966
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1121
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1123
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=1202
-  _globals['_GETEXECUTIONREQUEST']._serialized_start=1204
-  _globals['_GETEXECUTIONREQUEST']._serialized_end=1263
-  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1265
-  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1341
-  _globals['_LISTINSIGHTSREQUEST']._serialized_start=1343
-  _globals['_LISTINSIGHTSREQUEST']._serialized_end=1407
-  _globals['_LISTINSIGHTSRESPONSE']._serialized_start=1409
-  _globals['_LISTINSIGHTSRESPONSE']._serialized_end=1481
-  _globals['_SUBMITSESSIONREQUEST']._serialized_start=1483
-  _globals['_SUBMITSESSIONREQUEST']._serialized_end=1562
-  _globals['_SUBMITSESSIONRESPONSE']._serialized_start=1564
-  _globals['_SUBMITSESSIONRESPONSE']._serialized_end=1637
-  _globals['_FAILSESSIONREQUEST']._serialized_start=1639
-  _globals['_FAILSESSIONREQUEST']._serialized_end=1715
-  _globals['_FAILSESSIONRESPONSE']._serialized_start=1717
-  _globals['_FAILSESSIONRESPONSE']._serialized_end=1788
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1790
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=1871
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=1873
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=1949
-  _globals['_SESSIONSERVICE']._serialized_start=1952
-  _globals['_SESSIONSERVICE']._serialized_end=2947
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1137
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1139
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=1218
+  _globals['_GETEXECUTIONREQUEST']._serialized_start=1220
+  _globals['_GETEXECUTIONREQUEST']._serialized_end=1279
+  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1281
+  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1357
+  _globals['_READOUTPUTREQUEST']._serialized_start=1359
+  _globals['_READOUTPUTREQUEST']._serialized_end=1486
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1488
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1522
+  _globals['_LISTINSIGHTSREQUEST']._serialized_start=1524
+  _globals['_LISTINSIGHTSREQUEST']._serialized_end=1588
+  _globals['_LISTINSIGHTSRESPONSE']._serialized_start=1590
+  _globals['_LISTINSIGHTSRESPONSE']._serialized_end=1662
+  _globals['_SUBMITSESSIONREQUEST']._serialized_start=1664
+  _globals['_SUBMITSESSIONREQUEST']._serialized_end=1743
+  _globals['_SUBMITSESSIONRESPONSE']._serialized_start=1745
+  _globals['_SUBMITSESSIONRESPONSE']._serialized_end=1818
+  _globals['_FAILSESSIONREQUEST']._serialized_start=1820
+  _globals['_FAILSESSIONREQUEST']._serialized_end=1896
+  _globals['_FAILSESSIONRESPONSE']._serialized_start=1898
+  _globals['_FAILSESSIONRESPONSE']._serialized_end=1969
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1971
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=2052
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=2054
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=2130
+  _globals['_SESSIONSERVICE']._serialized_start=2133
+  _globals['_SESSIONSERVICE']._serialized_end=3231
 # @@protoc_insertion_point(module_scope)

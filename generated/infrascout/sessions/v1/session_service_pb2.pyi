@@ -79,18 +79,20 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[_session_pb2.Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ..., total_size_capped: _Optional[bool] = ...) -> None: ...
 
 class ListExecutionsRequest(_message.Message):
-    __slots__ = ("session_id", "after_sequence", "limit", "failed_only", "max_output_bytes")
+    __slots__ = ("session_id", "after_sequence", "limit", "failed_only", "max_output_bytes", "follow")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     FAILED_ONLY_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     after_sequence: int
     limit: int
     failed_only: bool
     max_output_bytes: int
-    def __init__(self, session_id: _Optional[str] = ..., after_sequence: _Optional[int] = ..., limit: _Optional[int] = ..., failed_only: _Optional[bool] = ..., max_output_bytes: _Optional[int] = ...) -> None: ...
+    follow: bool
+    def __init__(self, session_id: _Optional[str] = ..., after_sequence: _Optional[int] = ..., limit: _Optional[int] = ..., failed_only: _Optional[bool] = ..., max_output_bytes: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class ListExecutionsResponse(_message.Message):
     __slots__ = ("executions",)
@@ -111,6 +113,24 @@ class GetExecutionResponse(_message.Message):
     EXECUTION_FIELD_NUMBER: _ClassVar[int]
     execution: _execution_pb2.Execution
     def __init__(self, execution: _Optional[_Union[_execution_pb2.Execution, _Mapping]] = ...) -> None: ...
+
+class ReadOutputRequest(_message.Message):
+    __slots__ = ("session_id", "sequence", "stream", "offset")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    sequence: int
+    stream: _execution_pb2.OutputStream
+    offset: int
+    def __init__(self, session_id: _Optional[str] = ..., sequence: _Optional[int] = ..., stream: _Optional[_Union[_execution_pb2.OutputStream, str]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ReadOutputResponse(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ListInsightsRequest(_message.Message):
     __slots__ = ("session_id", "all_revisions")

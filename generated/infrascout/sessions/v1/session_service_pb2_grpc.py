@@ -79,6 +79,11 @@ class SessionServiceStub:
                 request_serializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionRequest.SerializeToString,
                 response_deserializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionResponse.FromString,
                 _registered_method=True)
+        self.ReadOutput = channel.unary_stream(
+                '/infrascout.sessions.v1.SessionService/ReadOutput',
+                request_serializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputRequest.SerializeToString,
+                response_deserializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputResponse.FromString,
+                _registered_method=True)
         self.ListInsights = channel.unary_stream(
                 '/infrascout.sessions.v1.SessionService/ListInsights',
                 request_serializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ListInsightsRequest.SerializeToString,
@@ -187,26 +192,37 @@ class SessionServiceServicer:
         """Streams the executions of a session in order of `sequence`, whatever the
         session's status.
 
-        The stream ends, OK, after the last execution recorded by the time it gets
-        there; it does not wait for new ones. If there is none it ends without a
-        message. To resume a stream that broke, call again with `after_sequence`
-        set to the highest `sequence` received.
+        Without `follow` the stream ends, OK, after the last execution recorded by
+        the time it gets there. If there is none it ends without a message. To
+        resume a stream that broke, call again with `after_sequence` set to the
+        highest `sequence` received.
+
+        With `follow` it goes on with each new execution as it is recorded, without
+        gap or repeat, and sends each one that was unfinished when it was sent once
+        more, out of order, when it finishes. It ends, OK, when the session is no
+        longer RUNNING and everything has been sent. Whatever else ends it is
+        UNAVAILABLE: call again with `after_sequence` set to the highest `sequence`
+        received, or to one less than the oldest that is still unfinished; those
+        in between then come again. A reader may be slow: nothing is skipped.
 
         grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
         "failed_only": true, "max_output_bytes": 2000}' 127.0.0.1:50051 \
         infrascout.sessions.v1.SessionService/ListExecutions
 
         Errors, besides those of every RPC:
-        INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule.
+        INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule, or
+        `follow` came with `failed_only` or `limit`.
         NOT_FOUND            SESSION_NOT_FOUND  no session has this id.
         Metadata: `session_id`.
+        UNAVAILABLE          OVERLOADED         with `follow`: as many follow as
+        the server accepts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetExecution(self, request, context):
-        """Returns one execution with both outputs whole.
+        """Returns one execution, with up to 1 MiB of each output.
 
         Errors, besides those of every RPC:
         INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
@@ -215,6 +231,34 @@ class SessionServiceServicer:
         NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
         with this sequence. Metadata: `session_id`,
         `sequence`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadOutput(self, request, context):
+        """Streams the bytes of one output of an execution from an offset to the end,
+        in order.
+
+        The stream ends, OK, at the end of what was stored when the call came; for
+        an unfinished execution, that is what it has printed so far. From exactly
+        the end it is empty, and so is an output that was not captured. To resume a
+        stream that broke, call again with `offset` raised by the number of bytes
+        received. `Output.sha256` proves the whole.
+
+        grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
+        "sequence": 17, "stream": "OUTPUT_STREAM_STDOUT"}' 127.0.0.1:50051 \
+        infrascout.sessions.v1.SessionService/ReadOutput
+
+        Errors, besides those of every RPC:
+        INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+        NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+        Metadata: `session_id`.
+        NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+        with this sequence. Metadata: `session_id`,
+        `sequence`.
+        OUT_OF_RANGE         OUTPUT_OFFSET_BEYOND_END  `offset` is greater than
+        the size so far. Metadata: `size_bytes`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +374,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.GetExecution,
                     request_deserializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionRequest.FromString,
                     response_serializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionResponse.SerializeToString,
+            ),
+            'ReadOutput': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadOutput,
+                    request_deserializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputRequest.FromString,
+                    response_serializer=infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputResponse.SerializeToString,
             ),
             'ListInsights': grpc.unary_stream_rpc_method_handler(
                     servicer.ListInsights,
@@ -507,6 +556,33 @@ class SessionService:
             '/infrascout.sessions.v1.SessionService/GetExecution',
             infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionRequest.SerializeToString,
             infrascout_dot_sessions_dot_v1_dot_session__service__pb2.GetExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadOutput(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/infrascout.sessions.v1.SessionService/ReadOutput',
+            infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputRequest.SerializeToString,
+            infrascout_dot_sessions_dot_v1_dot_session__service__pb2.ReadOutputResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -163,22 +163,33 @@ class SessionServiceStub:
     """Streams the executions of a session in order of `sequence`, whatever the
     session's status.
 
-    The stream ends, OK, after the last execution recorded by the time it gets
-    there; it does not wait for new ones. If there is none it ends without a
-    message. To resume a stream that broke, call again with `after_sequence`
-    set to the highest `sequence` received.
+    Without `follow` the stream ends, OK, after the last execution recorded by
+    the time it gets there. If there is none it ends without a message. To
+    resume a stream that broke, call again with `after_sequence` set to the
+    highest `sequence` received.
+
+    With `follow` it goes on with each new execution as it is recorded, without
+    gap or repeat, and sends each one that was unfinished when it was sent once
+    more, out of order, when it finishes. It ends, OK, when the session is no
+    longer RUNNING and everything has been sent. Whatever else ends it is
+    UNAVAILABLE: call again with `after_sequence` set to the highest `sequence`
+    received, or to one less than the oldest that is still unfinished; those
+    in between then come again. A reader may be slow: nothing is skipped.
 
         grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
           "failed_only": true, "max_output_bytes": 2000}' 127.0.0.1:50051 \\
           infrascout.sessions.v1.SessionService/ListExecutions
 
     Errors, besides those of every RPC:
-      INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule.
+      INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule, or
+                           `follow` came with `failed_only` or `limit`.
       NOT_FOUND            SESSION_NOT_FOUND  no session has this id.
                            Metadata: `session_id`.
+      UNAVAILABLE          OVERLOADED         with `follow`: as many follow as
+                           the server accepts.
     """
     GetExecution: _aio.UnaryUnaryMultiCallable[_session_service_pb2.GetExecutionRequest, _session_service_pb2.GetExecutionResponse]
-    """Returns one execution with both outputs whole.
+    """Returns one execution, with up to 1 MiB of each output.
 
     Errors, besides those of every RPC:
       INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
@@ -187,6 +198,30 @@ class SessionServiceStub:
       NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
                            with this sequence. Metadata: `session_id`,
                            `sequence`.
+    """
+    ReadOutput: _aio.UnaryStreamMultiCallable[_session_service_pb2.ReadOutputRequest, _session_service_pb2.ReadOutputResponse]
+    """Streams the bytes of one output of an execution from an offset to the end,
+    in order.
+
+    The stream ends, OK, at the end of what was stored when the call came; for
+    an unfinished execution, that is what it has printed so far. From exactly
+    the end it is empty, and so is an output that was not captured. To resume a
+    stream that broke, call again with `offset` raised by the number of bytes
+    received. `Output.sha256` proves the whole.
+
+        grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
+          "sequence": 17, "stream": "OUTPUT_STREAM_STDOUT"}' 127.0.0.1:50051 \\
+          infrascout.sessions.v1.SessionService/ReadOutput
+
+    Errors, besides those of every RPC:
+      INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+      NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                           Metadata: `session_id`.
+      NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+                           with this sequence. Metadata: `session_id`,
+                           `sequence`.
+      OUT_OF_RANGE         OUTPUT_OFFSET_BEYOND_END  `offset` is greater than
+                           the size so far. Metadata: `size_bytes`.
     """
     ListInsights: _aio.UnaryStreamMultiCallable[_session_service_pb2.ListInsightsRequest, _session_service_pb2.ListInsightsResponse]
     """Streams the insights of a session, one a message, in the order in which
@@ -353,19 +388,30 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the executions of a session in order of `sequence`, whatever the
         session's status.
 
-        The stream ends, OK, after the last execution recorded by the time it gets
-        there; it does not wait for new ones. If there is none it ends without a
-        message. To resume a stream that broke, call again with `after_sequence`
-        set to the highest `sequence` received.
+        Without `follow` the stream ends, OK, after the last execution recorded by
+        the time it gets there. If there is none it ends without a message. To
+        resume a stream that broke, call again with `after_sequence` set to the
+        highest `sequence` received.
+
+        With `follow` it goes on with each new execution as it is recorded, without
+        gap or repeat, and sends each one that was unfinished when it was sent once
+        more, out of order, when it finishes. It ends, OK, when the session is no
+        longer RUNNING and everything has been sent. Whatever else ends it is
+        UNAVAILABLE: call again with `after_sequence` set to the highest `sequence`
+        received, or to one less than the oldest that is still unfinished; those
+        in between then come again. A reader may be slow: nothing is skipped.
 
             grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
               "failed_only": true, "max_output_bytes": 2000}' 127.0.0.1:50051 \\
               infrascout.sessions.v1.SessionService/ListExecutions
 
         Errors, besides those of every RPC:
-          INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule.
+          INVALID_ARGUMENT     INVALID_REQUEST    a field breaks its rule, or
+                               `follow` came with `failed_only` or `limit`.
           NOT_FOUND            SESSION_NOT_FOUND  no session has this id.
                                Metadata: `session_id`.
+          UNAVAILABLE          OVERLOADED         with `follow`: as many follow as
+                               the server accepts.
         """
 
     @_abc_1.abstractmethod
@@ -374,7 +420,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.GetExecutionRequest,
         context: _aio.ServicerContext[_session_service_pb2.GetExecutionRequest, _abc.Awaitable[_session_service_pb2.GetExecutionResponse]],
     ) -> _abc.Awaitable[_session_service_pb2.GetExecutionResponse]:
-        """Returns one execution with both outputs whole.
+        """Returns one execution, with up to 1 MiB of each output.
 
         Errors, besides those of every RPC:
           INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
@@ -383,6 +429,36 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
           NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
                                with this sequence. Metadata: `session_id`,
                                `sequence`.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadOutput(
+        self,
+        request: _session_service_pb2.ReadOutputRequest,
+        context: _aio.ServicerContext[_session_service_pb2.ReadOutputRequest, _abc.AsyncIterator[_session_service_pb2.ReadOutputResponse]],
+    ) -> _abc.AsyncIterator[_session_service_pb2.ReadOutputResponse]:
+        """Streams the bytes of one output of an execution from an offset to the end,
+        in order.
+
+        The stream ends, OK, at the end of what was stored when the call came; for
+        an unfinished execution, that is what it has printed so far. From exactly
+        the end it is empty, and so is an output that was not captured. To resume a
+        stream that broke, call again with `offset` raised by the number of bytes
+        received. `Output.sha256` proves the whole.
+
+            grpcurl -plaintext -d '{"session_id": "sess_0198c7a2f3b47d5e8a1b2c3d4e5f6a7b",
+              "sequence": 17, "stream": "OUTPUT_STREAM_STDOUT"}' 127.0.0.1:50051 \\
+              infrascout.sessions.v1.SessionService/ReadOutput
+
+        Errors, besides those of every RPC:
+          INVALID_ARGUMENT     INVALID_REQUEST      a field breaks its rule.
+          NOT_FOUND            SESSION_NOT_FOUND    no session has this id.
+                               Metadata: `session_id`.
+          NOT_FOUND            EXECUTION_NOT_FOUND  the session has no execution
+                               with this sequence. Metadata: `session_id`,
+                               `sequence`.
+          OUT_OF_RANGE         OUTPUT_OFFSET_BEYOND_END  `offset` is greater than
+                               the size so far. Metadata: `size_bytes`.
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+# Any number that nobody else locks.
+_LOCK = 0x696E_6672_6173_0001
+
 
 class DatabaseTooNewError(Exception):
     """A later version of the program has migrated the database."""
@@ -31,6 +34,9 @@ def migrate(connection: sa.Connection) -> None:
 
     Raises `DatabaseTooNewError`.
     """
+    if connection.dialect.name == "postgresql":
+        # Many replicas start at once: one migrates, the others wait and find it done.
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = configuration()
     script = ScriptDirectory.from_config(config)
     current = MigrationContext.configure(connection).get_current_revision()

@@ -15,15 +15,13 @@ from infrascout_sessions.models import (
     actor_from_text,
 )
 from infrascout_sessions.storage.repository import requests
-from infrascout_sessions.storage.repository.executions import add_recorder
-from infrascout_sessions.storage.repository.sessions import require, why_not_running
+from infrascout_sessions.storage.repository.sessions import add_recorders, require, touch
 from infrascout_sessions.storage.schema import insights, sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
     Row,
     Statement,
-    server_time_after,
     statement,
 )
 
@@ -39,19 +37,6 @@ _COLUMNS = tuple(
         "actor",
     )
 )
-
-
-@statement
-def _gate(_dialect: DialectName) -> sa.Executable:
-    """Checks that the session runs and holds it until the transaction ends."""
-    return (
-        sa.update(sessions)
-        .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
-        .values(last_activity_time=server_time_after(sessions.c.last_activity_time))
-        .returning(
-            sessions.c.execution_count, sessions.c.insight_count, sessions.c.last_activity_time
-        )
-    )
 
 
 @statement
@@ -156,14 +141,10 @@ def save(
         known = _newest(session_id, content.category, content.key, connection)
         assert known is not None  # noqa: S101 - the request made it
         return known
-    gate = connection.one(_gate, session_id=session_id)
-    if gate is None:
-        raise why_not_running(session_id, connection)
-    execution_count, insight_count, time = gate
+    execution_count, insight_count, time = touch(session_id, connection)
     for sequence in content.execution_sequences:
         if sequence > execution_count:
             raise ExecutionNotFound(session_id, sequence)
-    connection.changed.add(session_id)
     known = _newest(session_id, content.category, content.key, connection)
     if known is not None and known.content == content:
         requests.remember(connection, request, str(known.position))
@@ -176,24 +157,32 @@ def save(
             revision=known.revision + 1, content=content, update_time=time, actor=actor
         )
     _store(insight, connection)
-    add_recorder(connection, session_id, {str(actor)})
+    add_recorders(connection, [(session_id, actor)])
     requests.remember(connection, request, str(insight.position))
     return insight
 
 
 def _store(insight: Insight, connection: Connection) -> None:
     content = insight.content
-    connection.many(
+    connection.insert(
         _insert,
         [
-            {
-                **insight._asdict(),
-                **content._asdict(),
-                "affected_resources": json.dumps(content.affected_resources),
-                "remediation_steps": json.dumps(content.remediation_steps),
-                "execution_sequences": json.dumps(content.execution_sequences),
-                "actor": str(insight.actor),
-            }
+            (
+                insight.session_id,
+                insight.position,
+                insight.revision,
+                content.category,
+                content.key,
+                content.value,
+                content.severity,
+                content.evidence,
+                json.dumps(content.affected_resources),
+                json.dumps(content.remediation_steps),
+                json.dumps(content.execution_sequences),
+                insight.create_time,
+                insight.update_time,
+                str(insight.actor),
+            )
         ],
     )
 

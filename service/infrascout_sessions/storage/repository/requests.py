@@ -4,6 +4,7 @@ A write looks here first, before it checks any state, and leaves what came of it
 transaction. A refused write leaves nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -51,24 +52,23 @@ def earlier(connection: Connection, request: RequestKey | None) -> str | None:
     return str(resource)
 
 
-def _row(request: RequestKey, resource: str) -> dict[str, Any]:
-    return {
-        "session_id": request.session_id,
-        "rpc": request.rpc,
-        "actor": str(request.actor),
-        "request_id": request.request_id,
-        "digest": request.digest,
-        "resource": resource,
-    }
+def _row(request: RequestKey, resource: str) -> tuple[Any, ...]:
+    return (
+        request.session_id,
+        request.rpc,
+        str(request.actor),
+        request.request_id,
+        request.digest,
+        resource,
+    )
 
 
 def remember(connection: Connection, request: RequestKey | None, resource: str) -> None:
     """Keep what came of a request, if it may be repeated."""
     if request is not None:
-        connection.many(_insert, [_row(request, resource)])
+        remember_all(connection, [(request, resource)])
 
 
-def remember_all(connection: Connection, made: list[tuple[RequestKey, str]]) -> None:
-    """Keep what came of several requests."""
-    if made:
-        connection.many(_insert, [_row(request, resource) for request, resource in made])
+def remember_all(connection: Connection, made: Sequence[tuple[RequestKey, str]]) -> None:
+    """Keep what came of several requests; raises the database's own error if one is known."""
+    connection.insert(_insert, [_row(request, resource) for request, resource in made])

@@ -1,10 +1,11 @@
 """Sessions: started, read, listed, and moved through their lifecycle."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from infrascout_sessions.errors import (
     AgentBusy,
@@ -24,7 +25,7 @@ from infrascout_sessions.models import (
     actor_from_text,
 )
 from infrascout_sessions.storage.repository import requests
-from infrascout_sessions.storage.schema import agents, sessions
+from infrascout_sessions.storage.schema import agents, session_recorders, sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
@@ -150,6 +151,22 @@ def get(session_id: str, connection: Connection) -> Session:
     return _session(row)
 
 
+@statement
+def _select_several(_dialect: DialectName) -> sa.Executable:
+    wanted = sa.func.any(sa.bindparam("session_ids", type_=ARRAY(sa.Text)))
+    return sa.select(*_COLUMNS).where(sessions.c.session_id == wanted)
+
+
+def get_several(session_ids: Sequence[str], connection: Connection) -> dict[str, Session]:
+    """Those of the sessions that exist, by id; on PostgreSQL in one round trip."""
+    if connection.dialect == "postgresql":
+        rows = connection.all(_select_several, session_ids=session_ids)
+    else:
+        found = (connection.one(_select, session_id=session_id) for session_id in session_ids)
+        rows = [row for row in found if row is not None]
+    return {row[0]: _session(row) for row in rows}
+
+
 def _status(session_id: str, connection: Connection) -> Status:
     row = connection.one(_select_status, session_id=session_id)
     if row is None:
@@ -168,6 +185,51 @@ def why_not_running(session_id: str, connection: Connection) -> Refusal:
         return SessionNotRunning(session_id, _status(session_id, connection))
     except SessionNotFound as refusal:
         return refusal
+
+
+@statement
+def _touch(_dialect: DialectName) -> sa.Executable:
+    """Checks that the session runs, and holds it until the transaction ends."""
+    return (
+        sa.update(sessions)
+        .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
+        .values(last_activity_time=server_time_after(sessions.c.last_activity_time))
+        .returning(
+            sessions.c.execution_count, sessions.c.insight_count, sessions.c.last_activity_time
+        )
+    )
+
+
+class Touched(NamedTuple):
+    """A running session at the time of a write in it."""
+
+    execution_count: int
+    insight_count: int
+    time: int
+
+
+def touch(session_id: str, connection: Connection) -> Touched:
+    """Note a write in a running session, which nobody else writes in until the transaction ends.
+
+    Raises `SessionNotFound`, `SessionNotRunning`.
+    """
+    row = connection.one(_touch, session_id=session_id)
+    if row is None:
+        raise why_not_running(session_id, connection)
+    connection.changed.add(session_id)
+    return Touched(*row)
+
+
+@statement
+def _insert_recorder(dialect: DialectName) -> sa.Executable:
+    return insert_for[dialect](session_recorders).on_conflict_do_nothing()  # type: ignore[no-any-return]
+
+
+def add_recorders(connection: Connection, recorders: Iterable[tuple[str, Actor]]) -> None:
+    """Keep who has recorded in which session, for its review."""
+    connection.insert(
+        _insert_recorder, [(session_id, str(actor)) for session_id, actor in recorders]
+    )
 
 
 # The lifecycle.

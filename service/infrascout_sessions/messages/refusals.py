@@ -1,4 +1,4 @@
-"""The one table that turns a refusal into a status (the contract's "Errors")."""
+"""The one table that turns a refusal into its code and reason (the contract's "Errors")."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -10,6 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from infrascout.sessions.v1 import error_reason_pb2
+from infrascout.sessions.v1 import recording_service_pb2 as recording_service
 from infrascout_sessions import errors
 from infrascout_sessions.errors import InvalidRequest, Refusal, Violation
 from infrascout_sessions.lifecycle import Status
@@ -39,6 +41,10 @@ ANSWERS: Final[Mapping[type[Refusal], Answer]] = {
     errors.AgentBusy: Answer(_CODE.FAILED_PRECONDITION, "AGENT_BUSY"),
     errors.IllegalTransition: Answer(_CODE.FAILED_PRECONDITION, "ILLEGAL_TRANSITION"),
     errors.SessionNotRunning: Answer(_CODE.FAILED_PRECONDITION, "SESSION_NOT_RUNNING"),
+    errors.ExecutionFinished: Answer(_CODE.FAILED_PRECONDITION, "EXECUTION_FINISHED"),
+    errors.OutputTooLarge: Answer(_CODE.FAILED_PRECONDITION, "OUTPUT_TOO_LARGE"),
+    errors.OutputOffsetMismatch: Answer(_CODE.ABORTED, "OUTPUT_OFFSET_MISMATCH"),
+    errors.OutputOffsetBeyondEnd: Answer(_CODE.OUT_OF_RANGE, "OUTPUT_OFFSET_BEYOND_END"),
     errors.RequestIdReused: Answer(_CODE.ALREADY_EXISTS, "REQUEST_ID_REUSED"),
     errors.StorageFull: Answer(_CODE.RESOURCE_EXHAUSTED, "STORAGE_FULL"),
     errors.Overloaded: Answer(_CODE.UNAVAILABLE, "OVERLOADED", 0.2),
@@ -105,14 +111,35 @@ def answer_to(error: Exception) -> Answer:
     return ANSWERS.get(type(error), INTERNAL) if isinstance(error, Refusal) else INTERNAL
 
 
+def _public(error: Exception, answer: Answer) -> tuple[Refusal | None, str]:
+    """The refusal and the text that may be told."""
+    if isinstance(error, Refusal) and answer is not INTERNAL:
+        return error, error.message
+    return None, _INTERNAL_MESSAGE
+
+
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str, bytes]:
     """Code, message and serialised `google.rpc.Status` that an error is answered with."""
     answer = answer_to(error)
-    refusal = error if isinstance(error, Refusal) and answer is not INTERNAL else None
-    message = _INTERNAL_MESSAGE if refusal is None else refusal.message
+    refusal, message = _public(error, answer)
     status = status_pb2.Status(code=answer.code.value[0], message=message)
     for detail in _details(refusal, answer):
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
     return answer.code, message, status.SerializeToString()
+
+
+def put_refusal(message: recording_service.Refusal, error: Exception) -> None:
+    """Fill a message with what would have been the status for an error."""
+    answer = answer_to(error)
+    refusal, message.message = _public(error, answer)
+    message.code = answer.code.value[0]
+    message.reason = error_reason_pb2.ErrorReason.Value(  # type: ignore[assignment]
+        f"ERROR_REASON_{answer.reason}"
+    )
+    if refusal is not None:
+        message.metadata.update(_metadata(refusal))
+    if isinstance(refusal, InvalidRequest):
+        for violation in bounded(list(refusal.violations)):
+            message.violations.add(field=violation.field, description=violation.description)

@@ -1,0 +1,410 @@
+"""PostgreSQL behind asyncpg.
+
+A unit of work is an ordinary function: it runs in a greenlet, as SQLAlchemy's own asyncio does it,
+which waits for each statement. Round trips are what costs:
+reads run in AUTOCOMMIT, and what several callers record goes in one statement.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import asyncpg
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from infrascout_sessions.config import Settings
+from infrascout_sessions.errors import (
+    DatabaseUnavailable,
+    Overloaded,
+    Refusal,
+    ShuttingDown,
+    StorageFull,
+)
+from infrascout_sessions.models import Clock
+from infrascout_sessions.storage.notices import Notices
+from infrascout_sessions.storage.statement import (
+    Connection,
+    DialectName,
+    ItemsWork,
+    Row,
+    Statement,
+    UniqueViolationError,
+)
+
+T = TypeVar("T")
+
+_MAXIMUM_GROUP: Final = 500
+_ATTEMPTS: Final = 3
+
+# Another transaction was in the way, and is not any more.
+_TRY_AGAIN: Final = (
+    UniqueViolationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+)
+
+_FULL: Final = (asyncpg.DiskFullError,)
+_UNAVAILABLE: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InternalServerError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+
+def create_engine(url: sa.URL) -> AsyncEngine:
+    """An engine for migrations; units of work use the driver's own pool."""
+    return create_async_engine(url, poolclass=NullPool)
+
+
+def _translated(error: Exception) -> Exception:
+    """A fault of the database as the error the contract has for it; others as they are."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, _FULL):
+        refusal: Refusal = StorageFull()
+    elif isinstance(error, _UNAVAILABLE):
+        refusal = DatabaseUnavailable()
+    else:
+        return error
+    refusal.__cause__ = error
+    return refusal
+
+
+class UnsafeDurabilityError(Exception):
+    """The database acknowledges what it may lose."""
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        super().__init__(
+            f"PostgreSQL runs with {', '.join(f'{name} off' for name in settings)}, and may lose "
+            "what it has acknowledged: switch it on, or accept that with --allow-unsafe-durability"
+        )
+
+
+async def _require_durability(pool: Any) -> None:
+    off = await pool.fetch(
+        "SELECT name FROM pg_settings"
+        " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off'"
+        " ORDER BY name"
+    )
+    if off:
+        raise UnsafeDurabilityError([row[0] for row in off])
+
+
+async def _keep_as_it_is(_connection: Any) -> None:
+    """Instead of asyncpg's reset, which costs a round trip: nothing here changes a connection."""
+
+
+def _dsn(url: sa.URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+class PostgresConnection:
+    """A unit of work's connection; used in its greenlet only."""
+
+    __slots__ = ("_clock", "_raw", "changed")
+    dialect: DialectName = "postgresql"
+
+    def __init__(self, raw: Any, clock: Clock | None) -> None:
+        self._raw = raw
+        self._clock = clock
+        self.changed: set[str] = set()
+
+    def all(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
+        """Every row."""
+        sql, bind, needs_server_time = statement.compiled("postgresql")
+        if needs_server_time:
+            parameters["server_time"] = None if self._clock is None else self._clock()
+        try:
+            rows: Sequence[Row] = await_only(self._raw.fetch(sql, *bind(parameters)))
+        except asyncpg.UniqueViolationError as error:
+            raise UniqueViolationError from error
+        return rows
+
+    def one(self, statement: Statement, /, **parameters: Any) -> Row | None:
+        """The first row, or None."""
+        rows = self.all(statement, **parameters)
+        return rows[0] if rows else None
+
+    def insert(self, statement: Statement, rows: Sequence[Row], /) -> None:
+        """Run an INSERT of whole rows; the values of each are in the order of the columns."""
+        if not rows:
+            return
+        try:
+            await_only(self._raw.executemany(statement.compiled("postgresql").sql, rows))
+        except asyncpg.UniqueViolationError as error:
+            raise UniqueViolationError from error
+
+
+class _Items:
+    """Items that wait to be run with others."""
+
+    __slots__ = ("future", "items", "size_bytes", "work")
+
+    def __init__(
+        self,
+        work: ItemsWork[Any, Any],
+        items: Sequence[Any],
+        size_bytes: int,
+        future: "asyncio.Future[Any]",
+    ) -> None:
+        self.work = work
+        self.items = items
+        self.size_bytes = size_bytes
+        self.future = future
+
+
+class PostgresDatabase:
+    """A pool of connections, and one statement at a time for what is recorded together."""
+
+    sole_writer = False
+
+    def __init__(
+        self,
+        pool: Any,
+        notices: Notices,
+        clock: Clock | None,
+        patience_seconds: float,
+        maximum_waiting: int,
+        maximum_waiting_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._pool = pool
+        self._notices = notices
+        # None for the database's own, which its replicas share.
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+        self._maximum_waiting = maximum_waiting
+        self._maximum_waiting_bytes = maximum_waiting_bytes
+        self._listeners: list[Callable[[set[str]], None]] = []
+        self._waiting: deque[_Items] = deque()
+        self._waiting_bytes = 0
+        self._writes = 0
+        self._running = False
+        self._closing = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        notices.listener = self._hear
+
+    @classmethod
+    async def open(cls, url: sa.URL, settings: Settings, clock: Clock | None) -> "PostgresDatabase":
+        """Connect; the tables must exist. Raises `UnsafeDurabilityError`."""
+        timeout = settings.database_timeout_seconds
+        milliseconds = str(round(timeout * 1000))
+        pool = await asyncpg.create_pool(
+            _dsn(url),
+            min_size=1,
+            max_size=settings.database_connections,
+            max_inactive_connection_lifetime=300,
+            timeout=timeout,
+            # The server gives up before the client does.
+            command_timeout=timeout + 1,
+            reset=_keep_as_it_is,
+            # A pooler between transactions keeps no prepared statements and no settings.
+            **(
+                {"statement_cache_size": 0}
+                if settings.pgbouncer
+                else {
+                    "statement_cache_size": 500,
+                    "max_cached_statement_lifetime": 0,
+                    "server_settings": {
+                        "application_name": "infrascout-sessions",
+                        "statement_timeout": milliseconds,
+                        "lock_timeout": milliseconds,
+                        "idle_in_transaction_session_timeout": milliseconds,
+                        # Plans are made once: a generic one is right for every statement here.
+                        "plan_cache_mode": "force_generic_plan",
+                        "jit": "off",
+                    },
+                }
+            ),
+        )
+        try:
+            if not settings.allow_unsafe_durability:
+                await _require_durability(pool)
+        except BaseException:
+            await pool.close()
+            raise
+        listen = (
+            _dsn(sa.make_url(settings.listen_database_url))
+            if settings.listen_database_url
+            else (None if settings.pgbouncer else _dsn(url))
+        )
+        notices = Notices(
+            None if listen is None else partial(asyncpg.connect, listen, timeout=timeout)
+        )
+        return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
+
+    def on_commit(self, listener: Callable[[set[str]], None]) -> None:
+        """Call `listener` with the ids of the sessions that a commit of any replica has changed."""
+        self._listeners.append(listener)
+
+    def on_gap(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when commits of other replicas may have gone unheard."""
+        self._notices.on_gap = listener
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which only reads; each statement sees what is committed by then."""
+        result: T = await self._shielded(self._read(work))
+        return result
+
+    async def write(self, work: Callable[[Connection], T], size_bytes: int = 0) -> T:
+        """Run `work` in a transaction of its own; return once it is durable."""
+        self._admit(size_bytes)
+        self._writes += 1
+        try:
+            result: T = await self._shielded(self._write(work))
+        finally:
+            self._writes -= 1
+        return result
+
+    def write_items(
+        self, work: ItemsWork[Any, Any], items: Sequence[Any], size_bytes: int = 0
+    ) -> Awaitable[Sequence[Any]]:
+        """Run `work` on the items, with those of others that wait: one statement, one commit."""
+        self._admit(size_bytes)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Items(work, items, size_bytes, future))
+        self._waiting_bytes += size_bytes
+        if not self._running:
+            self._running = True
+            self._start(self._run_groups())
+        return future
+
+    async def close(self) -> None:
+        """Commit what waits, then close every connection."""
+        self._closing = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._notices.close()
+        await self._pool.close()
+
+    def _admit(self, size_bytes: int) -> None:
+        if self._closing:
+            raise ShuttingDown
+        if (
+            len(self._waiting) + self._writes >= self._maximum_waiting
+            or self._waiting_bytes + size_bytes > self._maximum_waiting_bytes
+        ):
+            raise Overloaded
+
+    def _start(self, running: Any) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(running)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _shielded(self, running: Any) -> Any:
+        # A client that goes away must not leave a connection in the middle of something.
+        task = self._start(running)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        try:
+            raw = await self._pool.acquire(timeout=self._patience_seconds)
+        except TimeoutError as error:
+            raise Overloaded from error
+        try:
+            yield raw
+        finally:
+            await self._pool.release(raw)
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        try:
+            async with self._connection() as raw:
+                return await greenlet_spawn(work, PostgresConnection(raw, self._clock))
+        except Exception as error:
+            raise _translated(error) from error.__cause__
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self._connection() as raw:
+                    connection = PostgresConnection(raw, self._clock)
+                    async with raw.transaction():
+                        result = await greenlet_spawn(work, connection)
+                self._committed(connection.changed)
+                return result
+            except Refusal:
+                # What refused it may have been the same request on another replica, which has
+                # committed since it was first looked for.
+                if attempt > 1:
+                    raise
+            except _TRY_AGAIN as error:
+                if attempt == _ATTEMPTS:
+                    raise _translated(error) from error
+            except Exception as error:
+                raise _translated(error) from error.__cause__
+        raise AssertionError
+
+    async def _run_groups(self) -> None:
+        """Run what waits, a group at a time: what comes meanwhile is the next group."""
+        while self._waiting:
+            group: list[_Items] = []
+            while self._waiting and len(group) < _MAXIMUM_GROUP:
+                if group and self._waiting[0].work is not group[0].work:
+                    break
+                waiting = self._waiting.popleft()
+                self._waiting_bytes -= waiting.size_bytes
+                if not waiting.future.done():
+                    group.append(waiting)
+            if group:
+                outcomes = iter(await self._outcomes(group))
+                for waiting in group:
+                    own = [next(outcomes) for _ in waiting.items]
+                    if not waiting.future.done():
+                        waiting.future.set_result(own)
+        self._running = False
+
+    async def _outcomes(self, group: list[_Items]) -> Sequence[Any]:
+        work = group[0].work
+        items = [item for waiting in group for item in waiting.items]
+        try:
+            return await self._attempt(work, items)
+        except Exception as error:
+            if len(items) == 1:
+                return [_translated(error)]
+            fault = _translated(error)
+            if isinstance(fault, Refusal):
+                return [fault] * len(items)
+        outcomes: list[Any] = []
+        for item in items:
+            try:
+                outcomes.extend(await self._attempt(work, [item]))
+            except Exception as error:
+                outcomes.append(_translated(error))
+        return outcomes
+
+    async def _attempt(self, work: ItemsWork[Any, Any], items: Sequence[Any]) -> Sequence[Any]:
+        async with self._connection() as raw:
+            connection = PostgresConnection(raw, self._clock)
+            # In AUTOCOMMIT: what writes here is one statement.
+            outcomes = await greenlet_spawn(work, connection, items)
+        self._committed(connection.changed)
+        return outcomes
+
+    def _committed(self, changed: set[str]) -> None:
+        if changed:
+            self._hear(changed)
+            self._notices.send(changed)
+
+    def _hear(self, changed: set[str]) -> None:
+        for listener in self._listeners:
+            listener(changed)

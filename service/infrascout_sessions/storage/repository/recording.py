@@ -1,0 +1,327 @@
+"""Recording: every execution passes the gate of its session, which gives it its sequence."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from infrascout_sessions.errors import (
+    ExecutionFinished,
+    InvalidRequest,
+    Refusal,
+    RequestIdReused,
+    Violation,
+)
+from infrascout_sessions.models import (
+    Actor,
+    Execution,
+    NewExecution,
+    Output,
+    OutputStream,
+    RequestKey,
+)
+from infrascout_sessions.storage.repository import executions, outputs, recording_postgres, requests
+from infrascout_sessions.storage.repository.sessions import add_recorders, why_not_running
+from infrascout_sessions.storage.schema import executions as executions_table
+from infrascout_sessions.storage.schema import sessions
+from infrascout_sessions.storage.statement import (
+    Connection,
+    DialectName,
+    UniqueViolationError,
+    server_time_after,
+    statement,
+)
+
+
+@statement
+def _gate(_dialect: DialectName) -> sa.Executable:
+    """Checks that the session runs and hands out the next sequences, in one statement."""
+    return (
+        sa.update(sessions)
+        .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
+        .values(
+            execution_count=sessions.c.execution_count + sa.bindparam("added", type_=sa.Integer),
+            failed_execution_count=sessions.c.failed_execution_count
+            + sa.bindparam("failed", type_=sa.Integer),
+            last_activity_time=server_time_after(sessions.c.last_activity_time),
+        )
+        .returning(sessions.c.execution_count, sessions.c.last_activity_time)
+    )
+
+
+def _pass_gate(session_id: str, added: int, failed: int, connection: Connection) -> tuple[int, int]:
+    """The last sequence handed out, and the time.
+
+    Raises `SessionNotFound`, `SessionNotRunning`.
+    """
+    row = connection.one(_gate, session_id=session_id, added=added, failed=failed)
+    if row is None:
+        raise why_not_running(session_id, connection)
+    connection.changed.add(session_id)
+    return row[0], row[1]
+
+
+@statement
+def _insert(_dialect: DialectName) -> sa.Executable:
+    return sa.insert(executions_table)
+
+
+def _row(execution: Execution) -> tuple[Any, ...]:
+    output, error_output = execution.output, execution.error_output
+    return (
+        *execution[:11],
+        str(execution.actor),
+        None if output is None else output.size_bytes,
+        None if output is None else output.sha256,
+        None if error_output is None else error_output.size_bytes,
+        None if error_output is None else error_output.sha256,
+    )
+
+
+def _store(
+    made: Sequence[Execution], asked: Iterable[NewExecution], connection: Connection
+) -> None:
+    """Store executions with their outputs; raises the database's own error for a repeat."""
+    connection.insert(_insert, [_row(execution) for execution in made])
+    outputs.store(
+        connection,
+        [
+            (execution.session_id, execution.sequence, stream, 0, output.head)
+            for execution in made
+            for stream, output in (
+                (OutputStream.STDOUT, execution.output),
+                (OutputStream.STDERR, execution.error_output),
+            )
+            if output is not None and output.head
+        ],
+    )
+    requests.remember_all(
+        connection,
+        [
+            (new.request, str(execution.sequence))
+            for new, execution in zip(asked, made, strict=True)
+            if new.request is not None
+        ],
+    )
+    add_recorders(connection, {(execution.session_id, execution.actor) for execution in made})
+
+
+def _execution(sequence: int, time: int, finish_time: int | None, new: NewExecution) -> Execution:
+    return Execution(
+        new.session_id,
+        sequence,
+        new.execution_id,
+        new.command,
+        new.capability,
+        new.step,
+        new.exit_code,
+        new.start_time,
+        new.end_time,
+        time,
+        finish_time,
+        new.actor,
+        new.output,
+        new.error_output,
+    )
+
+
+def _repeated(new: NewExecution, connection: Connection) -> Execution | None:
+    """What the same request has made before, if it has."""
+    earlier = requests.earlier(connection, new.request)
+    if earlier is None:
+        return None
+    return executions.get(new.session_id, int(earlier), executions.WHOLE, connection)
+
+
+def record(connection: Connection, items: Sequence[NewExecution]) -> Sequence[Execution | Refusal]:
+    """Record commands that have run, of any sessions, those of a session in this order.
+
+    Gives each its execution or why it is refused: `SessionNotFound`, `SessionNotRunning`,
+    `RequestIdReused`. One by itself may be a repeat and gets what was made before; one among
+    others makes this raise the database's own error, and then they are to be run one by one.
+    """
+    return _RECORD[connection.dialect](connection, items)
+
+
+def _record_by_gate(
+    connection: Connection, items: Sequence[NewExecution]
+) -> Sequence[Execution | Refusal]:
+    """On SQLite, which takes no INSERT in a WITH: a gate a session, then the rows of all."""
+    if len(items) == 1:
+        try:
+            repeated = _repeated(items[0], connection)
+        except RequestIdReused as refusal:
+            return [refusal]
+        if repeated is not None:
+            return [repeated]
+    outcomes: dict[int, Execution | Refusal] = {}
+    fresh: list[NewExecution] = []
+    made: list[Execution] = []
+    by_session: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        by_session.setdefault(item.session_id, []).append(index)
+    # In the order of their ids, so that no two calls wait for each other.
+    for session_id, indexes in sorted(by_session.items()):
+        failed = sum(items[index].exit_code != 0 for index in indexes)
+        try:
+            last, time = _pass_gate(session_id, len(indexes), failed, connection)
+        except Refusal as refusal:
+            for index in indexes:
+                outcomes[index] = _repeated_or(refusal, items[index], connection)
+            continue
+        for sequence, index in enumerate(indexes, last - len(indexes) + 1):
+            execution = _execution(sequence, time, time, items[index])
+            outcomes[index] = execution
+            fresh.append(items[index])
+            made.append(execution)
+    if made:
+        _store(made, fresh, connection)
+    return [outcomes[index] for index in range(len(items))]
+
+
+def _repeated_or(
+    refusal: Refusal, item: NewExecution, connection: Connection
+) -> Execution | Refusal:
+    """What a repeat made before its session was closed, or why it is refused."""
+    try:
+        return _repeated(item, connection) or refusal
+    except RequestIdReused as reused:
+        return reused
+
+
+def _record_in_one_statement(
+    connection: Connection, items: Sequence[NewExecution]
+) -> Sequence[Execution | Refusal]:
+    """On PostgreSQL."""
+    try:
+        placed = recording_postgres.place(connection, items)
+    except UniqueViolationError:
+        if len(items) > 1:
+            raise
+        placed = {}
+    outcomes: list[Execution | Refusal] = []
+    for index, item in enumerate(items):
+        if index in placed:
+            sequence, time = placed[index]
+            outcomes.append(_execution(sequence, time, time, item))
+            connection.changed.add(item.session_id)
+        else:
+            refusal = why_not_running(item.session_id, connection)
+            outcomes.append(_repeated_or(refusal, item, connection))
+    return outcomes
+
+
+_RECORD: Mapping[
+    DialectName,
+    Callable[[Connection, Sequence[NewExecution]], Sequence[Execution | Refusal]],
+] = {"sqlite": _record_by_gate, "postgresql": _record_in_one_statement}
+
+
+def begin(new: NewExecution, connection: Connection) -> Execution:
+    """Put a command on record before it runs.
+
+    Raises `SessionNotFound`, `SessionNotRunning`, `RequestIdReused`.
+    """
+    repeated = _repeated(new, connection)
+    if repeated is not None:
+        return repeated
+    sequence, time = _pass_gate(new.session_id, 1, 0, connection)
+    begun = _execution(sequence, time, None, new)
+    _store([begun], [new], connection)
+    return begun
+
+
+class OutputsChangedError(Exception):
+    """The outputs have grown since their digests were taken: take them again."""
+
+
+class End(NamedTuple):
+    """How a command has ended, and its outputs as they then were."""
+
+    exit_code: int | None
+    end_time: int
+    output: Output | None
+    error_output: Output | None
+
+
+@statement
+def _finish(_dialect: DialectName) -> sa.Executable:
+    columns = executions_table.c
+    return (
+        sa.update(executions_table)
+        .where(
+            columns.session_id == sa.bindparam("of_session"),
+            columns.sequence == sa.bindparam("of_sequence"),
+            columns.finish_record_time.is_(None),
+            sa.func.coalesce(columns.output_size, sa.literal_column("-1"))
+            == sa.bindparam("expected_size", type_=sa.BigInteger),
+            sa.func.coalesce(columns.error_output_size, sa.literal_column("-1"))
+            == sa.bindparam("expected_error_size", type_=sa.BigInteger),
+        )
+        .values(
+            exit_code=sa.bindparam("exit_code"),
+            end_time=sa.bindparam("end_time"),
+            finish_record_time=sa.bindparam("finish_record_time"),
+            output_sha256=sa.bindparam("output_sha256"),
+            error_output_sha256=sa.bindparam("error_output_sha256"),
+        )
+        .returning(columns.sequence)
+    )
+
+
+def to_finish(
+    session_id: str,
+    sequence: int,
+    exit_code: int | None,
+    end_time: int,
+    request: RequestKey | None,
+    connection: Connection,
+) -> Execution:
+    """The execution, without its outputs' content, if it may end so or has ended so.
+
+    Raises `RequestIdReused`, `SessionNotFound`, `ExecutionNotFound`, `ExecutionFinished` if it has
+    ended otherwise, `InvalidRequest` if it would end before it started.
+    """
+    requests.earlier(connection, request)
+    execution = executions.get(session_id, sequence, 0, connection)
+    if execution.finish_record_time is not None:
+        if (execution.exit_code, execution.end_time) != (exit_code, end_time):
+            raise ExecutionFinished(session_id, sequence)
+    elif end_time < execution.start_time:
+        raise InvalidRequest((Violation("end_time", "is before the execution's start_time"),))
+    return execution
+
+
+def finish(
+    session_id: str,
+    sequence: int,
+    end: End,
+    actor: Actor,
+    request: RequestKey | None,
+    connection: Connection,
+) -> Execution:
+    """Record how an execution that was begun has ended; a repeat changes nothing.
+
+    Raises as `to_finish` does, and `SessionNotRunning`, `OutputsChangedError`.
+    """
+    if requests.earlier(connection, request) is None:
+        execution = to_finish(session_id, sequence, end.exit_code, end.end_time, None, connection)
+        if execution.finish_record_time is None:
+            _, time = _pass_gate(session_id, 0, int(end.exit_code != 0), connection)
+            row = connection.one(
+                _finish,
+                of_session=session_id,
+                of_sequence=sequence,
+                expected_size=-1 if end.output is None else end.output.size_bytes,
+                expected_error_size=-1 if end.error_output is None else end.error_output.size_bytes,
+                exit_code=end.exit_code,
+                end_time=end.end_time,
+                finish_record_time=time,
+                output_sha256=end.output and end.output.sha256,
+                error_output_sha256=end.error_output and end.error_output.sha256,
+            )
+            if row is None:
+                raise OutputsChangedError
+            add_recorders(connection, {(session_id, actor)})
+        requests.remember(connection, request, str(sequence))
+    return executions.get(session_id, sequence, executions.WHOLE, connection)

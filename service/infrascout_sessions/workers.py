@@ -1,0 +1,111 @@
+"""Several servers on one port, where PostgreSQL is behind them and the machine has the cores.
+
+Each is a process of its own that listens with SO_REUSEPORT; the kernel deals out connections.
+"""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import structlog
+
+_log = structlog.get_logger()
+
+SHARE_PORT: Final = "--share-port"
+"""Tells a worker that it has the port with others."""
+
+_RESTART_SECONDS: Final = 1.0
+
+
+class WorkersError(Exception):
+    """The workers cannot run; the text says why."""
+
+
+def _reserve(listen: str) -> tuple[socket.socket, str]:
+    """Hold the port for the workers; gives the address with its number.
+
+    The socket does not listen, and gets no connection.
+    """
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        # Whoever shares the port already would share it with us, too.
+        with socket.socket(family) as alone:
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((host, int(port)))
+        held = socket.socket(family)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, int(port)))
+    except (OSError, ValueError, OverflowError) as error:
+        raise WorkersError(
+            f"cannot listen on {listen}: another program does, or it is no address of this "
+            "machine; choose another one with --listen"
+        ) from error
+    return held, f"{listen.rpartition(':')[0]}:{held.getsockname()[1]}"
+
+
+async def run(
+    count: int, listen: str, arguments: Sequence[str], ready: Callable[[int], None]
+) -> int:
+    """Run `serve` with these arguments `count` times until SIGTERM or SIGINT; give an exit code.
+
+    A worker that dies is started again; one that cannot start ends them all. Raises `WorkersError`.
+    """
+    held, address = _reserve(listen)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    command = [sys.executable, "-m", "infrascout_sessions", "serve", *arguments]
+    command += ["--listen", address, SHARE_PORT]
+    with held:
+        started = [asyncio.Event() for _ in range(count)]
+        workers = [
+            asyncio.create_task(_keep_running(command, event, stop, number))
+            for number, event in enumerate(started, 1)
+        ]
+        everybody = asyncio.gather(*(event.wait() for event in started))
+        first: list[asyncio.Future[Any]] = [everybody, *workers]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        if everybody.done():
+            ready(held.getsockname()[1])
+            await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+        everybody.cancel()
+        stop.set()
+        return max(await asyncio.gather(*workers))
+
+
+async def _keep_running(
+    command: Sequence[str], started: asyncio.Event, stop: asyncio.Event, number: int
+) -> int:
+    """One worker, started again when it dies, until `stop`; gives its exit code."""
+    while True:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            # A worker ends when this closes: it does not outlive us.
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        if process.stdout is None:
+            raise AssertionError
+        # What it prints when it serves is printed once, for all.
+        reading = asyncio.create_task(process.stdout.readline())
+        ended = asyncio.create_task(process.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([reading, ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if reading.done() and reading.result():
+            started.set()
+            await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() and process.returncode is None:
+            process.terminate()
+        code = await ended
+        reading.cancel()
+        stopped.cancel()
+        if stop.is_set() or not started.is_set():
+            return code if not stop.is_set() or code > 0 else 0
+        _log.error("worker ended, starting another", worker=number, code=code)
+        await asyncio.sleep(_RESTART_SECONDS)
