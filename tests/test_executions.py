@@ -83,6 +83,7 @@ async def test_an_execution_is_recorded_whole(client: Client, clock: FrozenClock
         record_time=at(3),
         actor=LOCAL,
         step="2.1 listening ports",
+        finish_record_time=at(3),
     )
     assert response == recording.RecordExecutionResponse(execution=expected)
     reply = await client.sessions.GetExecution(
@@ -104,6 +105,7 @@ async def test_what_is_not_sent_is_not_there(client: Client) -> None:
         capability="shell",
         start_time=at(-2),
         record_time=at(0),
+        finish_record_time=at(0),
         actor=LOCAL,
     )
     assert await get_execution(client, session_id, 1) == execution

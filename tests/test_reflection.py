@@ -12,13 +12,21 @@ from harness import Client
 OURS = "infrascout.sessions.v1"
 SERVICES = {
     f"{OURS}.AgentService": {"RegisterAgent", "GetAgent", "ListAgents"},
-    f"{OURS}.RecordingService": {"RecordExecution", "SaveInsight"},
+    f"{OURS}.RecordingService": {
+        "RecordExecution",
+        "RecordExecutions",
+        "BeginExecution",
+        "AppendOutput",
+        "FinishExecution",
+        "SaveInsight",
+    },
     f"{OURS}.SessionService": {
         "StartSession",
         "GetSession",
         "ListSessions",
         "ListExecutions",
         "GetExecution",
+        "ReadOutput",
         "ListInsights",
         "SubmitSession",
         "FailSession",

@@ -131,6 +131,11 @@ REASON = text(4096, required=True)
 LIMIT = Rule(accepted=[0, 1, 200, 201, INT32_MAX], refused=[-1, -INT32_MAX - 1])
 ANYTHING = Rule(accepted=[False, True], refused=[])
 SESSION_ID = identifier(NOT_FOUND)
+SEQUENCE = [
+    Rule(accepted=[1], refused=[0, -1, -INT32_MAX - 1]),
+    Rule(accepted=[2, INT32_MAX], refused=[], found=NOT_FOUND),
+]
+STREAM = Rule(accepted=[1, 2], refused=[0, 3, -1, INT32_MAX])
 
 RULES: dict[type[Message], dict[str, Rule | list[Rule]]] = {
     agents.RegisterAgentRequest: {
@@ -175,13 +180,17 @@ RULES: dict[type[Message], dict[str, Rule | list[Rule]]] = {
         "max_output_bytes": Rule(
             accepted=[None, 0, 1, MIB, MIB + 1, 2**63 - 1], refused=[-1, -(2**63)]
         ),
+        "follow": Rule(accepted=[False], refused=[]),
     },
     sessions.GetExecutionRequest: {
         "session_id": SESSION_ID,
-        "sequence": [
-            Rule(accepted=[1], refused=[0, -1, -INT32_MAX - 1]),
-            Rule(accepted=[2, INT32_MAX], refused=[], found=NOT_FOUND),
-        ],
+        "sequence": SEQUENCE,
+    },
+    sessions.ReadOutputRequest: {
+        "session_id": SESSION_ID,
+        "sequence": SEQUENCE,
+        "stream": STREAM,
+        "offset": Rule(accepted=[0], refused=[-1, -(2**63)]),
     },
     sessions.ListInsightsRequest: {"session_id": SESSION_ID, "all_revisions": ANYTHING},
     sessions.SubmitSessionRequest: {
@@ -215,6 +224,28 @@ RULES: dict[type[Message], dict[str, Rule | list[Rule]]] = {
         "step": text(200),
         "request_id": REQUEST_ID,
     },
+    recording.BeginExecutionRequest: {
+        "session_id": SESSION_ID,
+        "command": text(65_536, required=True),
+        "capability": Rule(accepted=CAPABILITIES, refused=NO_CAPABILITIES),
+        "start_time": Rule(accepted=[FIRST, at(0), Timestamp()], refused=[None, *NO_TIMES]),
+        "step": text(200),
+        "request_id": REQUEST_ID,
+    },
+    recording.AppendOutputRequest: {
+        "session_id": SESSION_ID,
+        "sequence": SEQUENCE,
+        "stream": STREAM,
+        "offset": Rule(accepted=[0], refused=[-1, -(2**63)]),
+        "data": Rule(accepted=[b"", b"\0\xff", b"x" * MIB], refused=[b"x" * (MIB + 1)]),
+    },
+    recording.FinishExecutionRequest: {
+        "session_id": SESSION_ID,
+        "sequence": SEQUENCE,
+        "exit_code": Rule(accepted=[None, 0, -1, INT32_MAX, -INT32_MAX - 1], refused=[]),
+        "end_time": Rule(accepted=[at(0.5), LAST], refused=[None, at(0.4), FIRST, *NO_TIMES]),
+        "request_id": REQUEST_ID,
+    },
     recording.SaveInsightRequest: {
         "session_id": SESSION_ID,
         "category": text(200, required=True),
@@ -238,6 +269,8 @@ METHODS = [
     for module in (agents, sessions, recording)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
+    # Its items are RecordExecution's requests, and refused one by one.
+    if method.name != "RecordExecutions"
 ]
 
 
@@ -268,8 +301,16 @@ async def valid(client: Client, kind: type[Message], agent_id: str) -> dict[str,
     if "agent_id" in kind.DESCRIPTOR.fields_by_name:
         about = {} if kind is sessions.ListSessionsRequest else {"agent_id": agent_id}
     elif "session_id" in kind.DESCRIPTOR.fields_by_name:
-        about = {"session_id": await running_session(client, agent_id)}
-        await record(client, about["session_id"])
+        session_id = await running_session(client, agent_id)
+        about = {"session_id": session_id}
+        if kind in (recording.AppendOutputRequest, recording.FinishExecutionRequest):
+            await client.recording.BeginExecution(
+                recording.BeginExecutionRequest(
+                    session_id=session_id, command="id", capability="shell", start_time=at(0.5)
+                )
+            )
+        else:
+            await record(client, session_id)
     else:
         about = {}
     required: dict[type[Message], dict[str, Any]] = {
@@ -284,6 +325,14 @@ async def valid(client: Client, kind: type[Message], agent_id: str) -> dict[str,
             "capability": "shell",
             "start_time": at(0.5),
         },
+        recording.BeginExecutionRequest: {
+            "command": "id",
+            "capability": "shell",
+            "start_time": at(0.5),
+        },
+        recording.AppendOutputRequest: {"sequence": 1, "stream": 1},
+        recording.FinishExecutionRequest: {"sequence": 1, "end_time": at(1)},
+        sessions.ReadOutputRequest: {"sequence": 1, "stream": 1},
         recording.SaveInsightRequest: {"category": "c", "key": "k", "value": "v"},
     }
     return about | required.get(kind, {})
@@ -365,6 +414,10 @@ REQUIRED: dict[type[Message], list[str]] = {
     sessions.FailSessionRequest: ["session_id", "reason"],
     sessions.InterruptSessionRequest: ["session_id", "reason"],
     recording.RecordExecutionRequest: ["session_id", "command", "capability", "start_time"],
+    recording.BeginExecutionRequest: ["session_id", "command", "capability", "start_time"],
+    recording.AppendOutputRequest: ["session_id", "sequence", "stream"],
+    recording.FinishExecutionRequest: ["session_id", "sequence", "end_time"],
+    sessions.ReadOutputRequest: ["session_id", "sequence", "stream"],
     recording.SaveInsightRequest: ["session_id", "category", "key", "value"],
 }
 

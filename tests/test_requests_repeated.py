@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from harness import (
     Client,
     FrozenClock,
+    at,
     complete,
     database_connection,
     failed,
@@ -77,6 +78,20 @@ WRITES: dict[str, Write] = {
         lambda _, session_id: record_request(session_id),
         "command",
     ),
+    "BeginExecution": Write(
+        lambda client: client.recording.BeginExecution,
+        lambda _, session_id: recording.BeginExecutionRequest(
+            session_id=session_id, command="id", capability="shell", start_time=at(0)
+        ),
+        "command",
+    ),
+    "FinishExecution": Write(
+        lambda client: client.recording.FinishExecution,
+        lambda _, session_id: recording.FinishExecutionRequest(
+            session_id=session_id, sequence=1, exit_code=0, end_time=at(1)
+        ),
+        "exit_code",
+    ),
     "SaveInsight": Write(
         lambda client: client.recording.SaveInsight,
         lambda _, session_id: recording.SaveInsightRequest(
@@ -93,7 +108,8 @@ def changed(request: Any, field: str) -> Any:
     """The request with other content."""
     other = type(request)()
     other.CopyFrom(request)
-    setattr(other, field, f"{getattr(other, field)} otherwise")
+    value = getattr(other, field)
+    setattr(other, field, value + 1 if isinstance(value, int) else f"{value} otherwise")
     return other
 
 
@@ -104,6 +120,12 @@ async def prepared(
     write = WRITES[rpc]
     await register_agent(client, agent_id)
     session_id = (await start_session(client, agent_id)).session_id if write.needs_session else ""
+    if rpc == "FinishExecution":
+        await client.recording.BeginExecution(
+            recording.BeginExecutionRequest(
+                session_id=session_id, command="id", capability="shell", start_time=at(0)
+            )
+        )
     request = write.request(agent_id, session_id)
     request.request_id = request_id
     return write.stub(client), request
@@ -157,7 +179,7 @@ async def test_16_at_once_have_one_effect(client: Client, rpc: str) -> None:
     session_id = getattr(request, "session_id", "")
     if session_id:
         session = await get_session(client, session_id)
-        assert session.execution_count == (rpc == "RecordExecution")
+        assert session.execution_count == rpc.endswith("Execution")
         assert session.insight_count == (rpc == "SaveInsight")
         assert len(session.transitions) == 1 + rpc.endswith("Session")
 
@@ -186,7 +208,8 @@ async def test_of_16_different_ones_at_once_one_counts(client: Client, rpc: str)
     for n in range(16):
         requests.append(type(request)())
         requests[-1].CopyFrom(request)
-        setattr(requests[-1], WRITES[rpc].changed, f"content {n}")
+        field = WRITES[rpc].changed
+        setattr(requests[-1], field, n if field == "exit_code" else f"content {n}")
     outcomes = await asyncio.gather(*map(call, requests), return_exceptions=True)
     answered = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, Message)]
     assert len(answered) == 1
@@ -458,7 +481,10 @@ async def test_an_insight_refused_for_an_execution_can_be_repeated(client: Clien
 async def test_an_id_of_an_invalid_request_can_be_used_again(client: Client, rpc: str) -> None:
     call, request = await prepared(client, rpc, "r-1")
     invalid = changed(request, WRITES[rpc].changed)
-    setattr(invalid, WRITES[rpc].changed, "\0")
+    if rpc == "FinishExecution":
+        invalid.ClearField("end_time")
+    else:
+        setattr(invalid, WRITES[rpc].changed, "\0")
     await refused(call(invalid), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
     await call(request)
 
@@ -511,7 +537,7 @@ async def test_a_write_past_its_deadline_can_be_repeated_and_counts_once(
     session_id = getattr(request, "session_id", "")
     if session_id:
         session = await get_session(client, session_id)
-        assert session.execution_count == (rpc == "RecordExecution")
+        assert session.execution_count == rpc.endswith("Execution")
         assert session.insight_count == (rpc == "SaveInsight")
         assert len(session.transitions) == 1 + rpc.endswith("Session")
     else:

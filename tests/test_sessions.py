@@ -21,7 +21,7 @@ from harness import (
     start_session,
     submit,
 )
-from infrascout.sessions.v1 import recording_service_pb2, session_pb2
+from infrascout.sessions.v1 import execution_pb2, recording_service_pb2, session_pb2
 from infrascout.sessions.v1 import session_service_pb2 as pb
 from infrascout_sessions.models import new_id
 
@@ -184,6 +184,28 @@ NO_SUCH_SESSION: dict[str, Callable[[Client], Awaitable[object]]] = {
     ),
     "GetExecution": lambda client: client.sessions.GetExecution(
         pb.GetExecutionRequest(session_id=NO_SESSION, sequence=1)
+    ),
+    "ReadOutput": lambda client: collect(
+        client.sessions.ReadOutput(
+            pb.ReadOutputRequest(
+                session_id=NO_SESSION, sequence=1, stream=execution_pb2.OUTPUT_STREAM_STDOUT
+            )
+        )
+    ),
+    "BeginExecution": lambda client: client.recording.BeginExecution(
+        recording_service_pb2.BeginExecutionRequest(
+            session_id=NO_SESSION, command="id", capability="shell", start_time=at(0)
+        )
+    ),
+    "AppendOutput": lambda client: client.recording.AppendOutput(
+        recording_service_pb2.AppendOutputRequest(
+            session_id=NO_SESSION, sequence=1, stream=execution_pb2.OUTPUT_STREAM_STDOUT, data=b"x"
+        )
+    ),
+    "FinishExecution": lambda client: client.recording.FinishExecution(
+        recording_service_pb2.FinishExecutionRequest(
+            session_id=NO_SESSION, sequence=1, end_time=at(1)
+        )
     ),
     "ListInsights": lambda client: collect(
         client.sessions.ListInsights(pb.ListInsightsRequest(session_id=NO_SESSION))
