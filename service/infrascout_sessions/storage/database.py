@@ -78,6 +78,26 @@ async def migrate_database(url: str) -> None:
 
 
 @asynccontextmanager
+async def open_for_command(url: str, clock: Clock) -> AsyncIterator[Database]:
+    """The database, migrated, until the block ends; a server may use it at the same time.
+
+    Raises `DatabaseSetupError`.
+    """
+    parsed = _parsed(url)
+    _make_folder(parsed)
+    engine = sqlite.create_engine(parsed)
+    try:
+        await _migrate(engine, parsed)
+        database = await sqlite.SQLiteDatabase.open(engine, clock, readers=1)
+        try:
+            yield database
+        finally:
+            await database.close()
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
 async def open_database(url: str, clock: Clock, maximum_waiting: int) -> AsyncIterator[Database]:
     """The database, migrated and this process's alone until the block ends.
 
