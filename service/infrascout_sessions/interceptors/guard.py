@@ -30,7 +30,16 @@ class Guard:
 class Passage:
     """One call on its way past the guard, for an RPC that asks for a role or for none."""
 
-    __slots__ = ("_context", "_entered", "_guard", "_looked", "_role", "_streams", "principal")
+    __slots__ = (
+        "_context",
+        "_entered",
+        "_guard",
+        "_looked",
+        "_peer",
+        "_role",
+        "_streams",
+        "principal",
+    )
 
     def __init__(self, guard: Guard, role: Role | None, streams: bool, context: Any) -> None:
         self._guard = guard
@@ -39,6 +48,7 @@ class Passage:
         self._context = context
         self._entered = False
         self._looked = 0.0
+        self._peer = ""
         self.principal: Principal | None = None
 
     async def enter(self) -> None:
@@ -49,6 +59,9 @@ class Passage:
         """
         if self._role is None:
             return
+        # Now: a stream that nobody reads any more is closed by the garbage collector, perhaps after
+        # gRPC's part of the context, and then to ask that ends the process.
+        self._peer = self._context.peer()
         principal = self.principal = await self._guard.proofs.principal(self._context)
         refusal = access.refusal(principal, self._role)
         if refusal is not None:
@@ -89,7 +102,7 @@ class Passage:
             subject=None if principal is None else principal.subject,
             kind=None if principal is None else principal.kind,
             proof=None if principal is None else principal.proof,
-            peer=self._context.peer(),
+            peer=self._peer,
             method=method,
             result=result,
             **fields,
