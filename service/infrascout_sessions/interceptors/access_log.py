@@ -17,6 +17,9 @@ _log = structlog.get_logger()
 # How often it is looked whether the file has been moved away.
 _LOOK_INTERVAL_SECONDS: Final = 1.0
 
+# json.dumps would make one for each line, which takes longer than the line.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
+
 
 class AccessLogError(Exception):
     """The file cannot be written; the text says why."""
@@ -54,7 +57,7 @@ class AccessLog:
     def write(self, **fields: Any) -> None:
         """Write a line. That it cannot be written is logged, once, and stops nobody."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        line = json.dumps({"event": "access", "time": now, **fields}, ensure_ascii=False)
+        line = _encode({"event": "access", "time": now, **fields})
         try:
             self._follow()
             target = self._file or sys.stderr
