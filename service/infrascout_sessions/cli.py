@@ -1,4 +1,4 @@
-"""The command line: `infrascout-sessions serve`, `migrate`, `demo`."""
+"""The command line: `infrascout-sessions serve`, `migrate`, `demo`, `token`."""
 
 import asyncio
 import signal
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from infrascout_sessions import __version__
+from infrascout_sessions import __version__, options, token_commands
 from infrascout_sessions.config import Settings
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(token_commands.app, name="token")
 
 _DEFAULTS = Settings()
 
@@ -55,10 +57,10 @@ def _without_workers(arguments: list[str]) -> list[str]:
 
 
 _READY = """\
-InfraScout Sessions {version} serves on {address} (plaintext), sessions in {database}
+InfraScout Sessions {version} serves on {address} ({transport}), sessions in {database}
 Try it:
-  grpcurl -plaintext {address} list
-  grpcurl -plaintext -d '{{"agent_id": "ag_1", "hostname": "web-1"}}' {address} \\
+  {tool} {address} list
+  {tool} -d '{{"agent_id": "ag_1", "hostname": "web-1"}}' {address} \\
     infrascout.sessions.v1.AgentService/RegisterAgent
 The README goes on from there. Stop with Ctrl+C.
 """
@@ -164,6 +166,29 @@ def serve(
             help="Serve Prometheus metrics over HTTP on HOST:PORT; not at all if empty.",
         ),
     ] = _DEFAULTS.metrics_listen,
+    require_identity: options.RequireIdentity = _DEFAULTS.require_identity,
+    plaintext: options.Plaintext = _DEFAULTS.plaintext,
+    tls_cert: options.TLSCert = _DEFAULTS.tls_cert,
+    tls_key: options.TLSKey = _DEFAULTS.tls_key,
+    tls_client_ca: options.TLSClientCA = _DEFAULTS.tls_client_ca,
+    mtls_roles: options.MTLSRoles = options.NOTHING,
+    review_independence: options.ReviewIndependence = _DEFAULTS.review_independence,
+    access_log: options.AccessLogFile = _DEFAULTS.access_log,
+    oidc_issuer: options.OIDCIssuer = _DEFAULTS.oidc_issuer,
+    oidc_audience: options.OIDCAudience = _DEFAULTS.oidc_audience,
+    oidc_jwks_url: options.OIDCJWKSUrl = _DEFAULTS.oidc_jwks_url,
+    oidc_algorithms: options.OIDCAlgorithms = options.DEFAULT_ALGORITHMS,
+    oidc_subject_claim: options.OIDCSubjectClaim = _DEFAULTS.oidc_subject_claim,
+    oidc_roles_claim: options.OIDCRolesClaim = _DEFAULTS.oidc_roles_claim,
+    oidc_roles: options.OIDCRoles = options.NOTHING,
+    oidc_human: options.OIDCHuman = options.NOTHING,
+    maximum_calls: options.MaximumCalls = _DEFAULTS.maximum_calls,
+    maximum_calls_of_caller: options.MaximumCallsOfCaller = _DEFAULTS.maximum_calls_of_caller,
+    maximum_streams_of_caller: options.MaximumStreamsOfCaller = _DEFAULTS.maximum_streams_of_caller,
+    maximum_failed_proofs: options.MaximumFailedProofs = _DEFAULTS.maximum_failed_proofs,
+    maximum_metadata_bytes: options.MaximumMetadataBytes = _DEFAULTS.maximum_metadata_bytes,
+    maximum_connection_age: options.MaximumConnectionAge = _DEFAULTS.maximum_connection_age_seconds,
+    keepalive: options.Keepalive = _DEFAULTS.keepalive_seconds,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"],
         typer.Option(
@@ -173,6 +198,9 @@ def serve(
 ) -> None:
     """Serve sessions until SIGTERM or SIGINT."""
     from infrascout_sessions import logs
+    from infrascout_sessions.exposure import ExposureError
+    from infrascout_sessions.interceptors.access_log import AccessLogError
+    from infrascout_sessions.oidc import OIDCError
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
     from infrascout_sessions.storage.database import DatabaseSetupError, require_replicas, shown
@@ -194,12 +222,44 @@ def serve(
         maximum_followers=maximum_followers,
         maximum_output_bytes=maximum_output_bytes,
         metrics_listen=metrics_listen,
+        require_identity=require_identity,
+        plaintext=plaintext,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        mtls_roles=tuple(mtls_roles),
+        review_independence=review_independence,
+        access_log=access_log,
+        oidc_issuer=oidc_issuer,
+        oidc_audience=oidc_audience,
+        oidc_jwks_url=oidc_jwks_url,
+        oidc_algorithms=tuple(oidc_algorithms),
+        oidc_subject_claim=oidc_subject_claim,
+        oidc_roles_claim=oidc_roles_claim,
+        oidc_roles=tuple(oidc_roles),
+        oidc_human=tuple(oidc_human),
+        maximum_calls=maximum_calls,
+        maximum_calls_of_caller=maximum_calls_of_caller,
+        maximum_streams_of_caller=maximum_streams_of_caller,
+        maximum_failed_proofs=maximum_failed_proofs,
+        maximum_metadata_bytes=maximum_metadata_bytes,
+        maximum_connection_age_seconds=maximum_connection_age,
+        keepalive_seconds=keepalive,
     )
 
     def ready(port: int) -> None:
         address = f"{listen.rpartition(':')[0]}:{port}" if port else listen
         database = shown(database_url)
-        typer.echo(_READY.format(version=__version__, address=address, database=database))
+        transport = "TLS" if tls_cert else "plaintext"
+        typer.echo(
+            _READY.format(
+                version=__version__,
+                address=address,
+                transport=transport,
+                database=database,
+                tool="grpcurl" if tls_cert else "grpcurl -plaintext",
+            )
+        )
         sys.stdout.flush()
 
     logs.configure(log_level)
@@ -209,7 +269,14 @@ def serve(
             code = asyncio.run(run_workers(workers, listen, _without_workers(sys.argv), ready))
             raise typer.Exit(code)
         asyncio.run(serve_settings(settings, ready))
-    except (ListenError, DatabaseSetupError, WorkersError) as error:
+    except (
+        ListenError,
+        DatabaseSetupError,
+        ExposureError,
+        AccessLogError,
+        OIDCError,
+        WorkersError,
+    ) as error:
         raise _fail(error) from None
 
 

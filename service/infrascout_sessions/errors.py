@@ -205,6 +205,84 @@ class RequestIdReused(Refusal):
         )
 
 
+class ProofMissingOrInvalid(Refusal):
+    """Nobody knows who calls.
+
+    The cause, which is for the log alone, says what is wrong with the proof.
+    """
+
+    @property
+    def message(self) -> str:
+        return (
+            "the call has no valid proof of who makes it: send the metadata "
+            "`authorization: Bearer …` once, with a token or JWT that is valid here"
+        )
+
+
+@dataclass(eq=False)
+class RoleMissing(Refusal):
+    """The caller may not call this RPC; `role` is as the contract names it."""
+
+    subject: str
+    role: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.subject} lacks {self.role}, which this call takes: ask whoever operates this "
+            "service for it"
+        )
+
+
+@dataclass(eq=False)
+class ReviewerNotHuman(Refusal):
+    """A program would complete a session."""
+
+    subject: str
+
+    @property
+    def message(self) -> str:
+        return (
+            f"{self.subject} is a service, and only a human completes a session: call with a "
+            "human's proof; `infrascout-sessions token create NAME --human --role reviewer` "
+            "on the server's machine makes one"
+        )
+
+
+@dataclass(eq=False)
+class ReviewerNotIndependent(Refusal):
+    """The reviewer took part in the session; `involvement` says how."""
+
+    session_id: str
+    subject: str
+    involvement: str
+
+    @property
+    def message(self) -> str:
+        how = {"recorded": "recorded in"}.get(self.involvement, self.involvement)
+        return (
+            f"{self.subject} {how} session {self.session_id} and cannot review it: "
+            "another human with the role reviewer has to"
+        )
+
+
+@dataclass(eq=False)
+class QuotaExceeded(Refusal):
+    """The caller is at a bound; `quota` names it."""
+
+    quota: str
+
+    @property
+    def message(self) -> str:
+        what = {
+            "calls": "as many calls are under way as this server takes",
+            "calls_of_caller": "as many calls of this caller are under way as it may have",
+            "streams_of_caller": "as many streams of this caller are open as it may have",
+            "failed_proofs": "too many proofs from this address were not valid",
+        }[self.quota]
+        return f"{what}: repeat the call after a short while"
+
+
 class StorageFull(Refusal):
     """The database has no room."""
 

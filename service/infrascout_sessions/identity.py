@@ -2,7 +2,11 @@
 
 from contextvars import ContextVar
 
-from infrascout_sessions.models import LOCAL, Actor
+from infrascout_sessions.models import Principal
 
-caller: ContextVar[Actor] = ContextVar("caller", default=LOCAL)
-"""The actor of the RPC that is being answered."""
+caller: ContextVar[Principal] = ContextVar("caller")
+"""The caller of the RPC that is being answered; the interceptor sets it before anything else."""
+
+
+class InvalidProofError(Exception):
+    """A proof that does not hold; the text is for the log, and does not show the proof."""

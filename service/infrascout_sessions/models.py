@@ -7,8 +7,9 @@ stream of executions builds hundreds of thousands a second).
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import uuid_utils
@@ -56,11 +57,76 @@ def actor_from_text(text: str) -> Actor:
     return Actor(ActorKind(kind), subject)
 
 
-LOCAL = Actor(ActorKind.SERVICE, "local")
-"""Every caller, where no identity is configured."""
-
 SERVER = Actor(ActorKind.SERVICE, "infrascout-sessions")
 """Who does what the server does by itself."""
+
+
+class Role(StrEnum):
+    """What a caller may do; each RPC asks for one of these (`access.proto`)."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    RECORDER = "recorder"
+    REVIEWER = "reviewer"
+    REGISTRAR = "registrar"
+
+
+HUMANS_ONLY = frozenset({Role.REVIEWER})
+"""What no program has, whatever its credentials say."""
+
+
+class Proof(StrEnum):
+    """How a caller has proved who it is."""
+
+    NONE = "none"
+    TOKEN = "token"  # noqa: S105 - no password
+    JWT = "jwt"
+    CERTIFICATE = "certificate"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """A caller: who it is, what it may do, and how that is known."""
+
+    subject: str
+    kind: ActorKind
+    roles: frozenset[Role]
+    proof: Proof
+
+    @cached_property
+    def actor(self) -> Actor:
+        """Who is put on record."""
+        return Actor(self.kind, self.subject)
+
+
+LOCAL = Principal("local", ActorKind.SERVICE, frozenset(Role) - HUMANS_ONLY, Proof.NONE)
+"""A caller without a proof, on a loopback address without any identity configured."""
+
+RESERVED_SUBJECTS = frozenset({LOCAL.subject, SERVER.subject})
+"""What nobody else may be called."""
+
+
+class NewToken(NamedTuple):
+    """A bearer token to issue; only its digest is kept. No `expire_time` is for ever."""
+
+    digest: bytes
+    name: str
+    kind: ActorKind
+    roles: frozenset[Role]
+    expire_time: int | None
+
+
+class Token(NamedTuple):
+    """A bearer token as the database has it. `last_use_time` is to the minute."""
+
+    digest: bytes
+    name: str
+    kind: ActorKind
+    roles: frozenset[Role]
+    create_time: int
+    expire_time: int | None
+    last_use_time: int | None
+    revoke_time: int | None
 
 
 class RequestKey(NamedTuple):
@@ -85,6 +151,13 @@ class Agent(NamedTuple):
     capabilities: tuple[str, ...]
     register_time: int
     update_time: int
+
+
+class Independence(StrEnum):
+    """Whether a reviewer must have had no part in the session."""
+
+    REQUIRED = "required"
+    NONE = "none"
 
 
 class StatusChange(NamedTuple):
@@ -118,6 +191,7 @@ class Session(NamedTuple):
     end_time: int | None
     end_actor: Actor | None
     review_comment: str
+    review_independence: Independence | None
 
     def transitions(self) -> list[StatusChange]:
         """The steps so far, oldest first; the lifecycle passes each status at most once."""

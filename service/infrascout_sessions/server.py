@@ -20,21 +20,27 @@ from infrascout.sessions.v1 import (
     error_reason_pb2,
     recording_service_pb2,
     recording_service_pb2_grpc,
+    review_service_pb2,
+    review_service_pb2_grpc,
     session_service_pb2,
     session_service_pb2_grpc,
 )
+from infrascout_sessions import exposure
 from infrascout_sessions.config import Settings
 from infrascout_sessions.health import HealthServicer
 from infrascout_sessions.idle import interrupt_idle_sessions
+from infrascout_sessions.interceptors.assembly import guarding
 from infrascout_sessions.interceptors.rpc import Interceptor
-from infrascout_sessions.models import Clock, NewId, new_id, system_clock
+from infrascout_sessions.models import Clock, Independence, NewId, new_id, system_clock
 from infrascout_sessions.servicers.agent_service import AgentServicer
 from infrascout_sessions.servicers.followers import Followers
 from infrascout_sessions.servicers.recording_service import RecordingServicer
+from infrascout_sessions.servicers.review_service import ReviewServicer
 from infrascout_sessions.servicers.session_service import SessionServicer
 from infrascout_sessions.storage.database import open_database
 from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Database
+from infrascout_sessions.tls import TLSError, TLSFiles
 
 _log = structlog.get_logger()
 
@@ -46,22 +52,28 @@ _OPTIONS: Final = (
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
 )
 
+_KEEPALIVE_TIMEOUT_SECONDS: Final = 20
+_MINIMUM_PING_INTERVAL_SECONDS: Final = 10
+# How long calls of a connection that is too old may take to end.
+_CONNECTION_GRACE_SECONDS: Final = 300
+
 # Reflection serves the files it finds in the pool; nothing else here names this one.
 _ = error_reason_pb2
 
-SERVICES: Final = tuple(
-    service.full_name
-    for module in (session_service_pb2, recording_service_pb2, agent_service_pb2)
+_SERVICES: Final = tuple(
+    service
+    for module in (
+        session_service_pb2,
+        recording_service_pb2,
+        review_service_pb2,
+        agent_service_pb2,
+    )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
+SERVICES: Final = tuple(service.full_name for service in _SERVICES)
 
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-
-
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    # A second server on the port is an error, and not a share of its calls, unless it is a worker.
-    return [*_OPTIONS, ("grpc.so_reuseport", int(settings.share_port))]
 
 
 class ListenError(Exception):
@@ -81,6 +93,9 @@ def _add_services(
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
         RecordingServicer(database, new_id, settings.maximum_output_bytes), server
+    )
+    review_service_pb2_grpc.add_ReviewServiceServicer_to_server(
+        ReviewServicer(database, settings.review_independence), server
     )
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(database), server)
     health_pb2_grpc.add_HealthServicer_to_server(
@@ -117,12 +132,62 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     )
 
 
-def _listen(server: grpc.aio.Server, address: str) -> int:
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """What gRPC is told, most of it bounds."""
+    options = {
+        # A second server on the port is an error, and not a share of its calls, but for a worker.
+        "grpc.so_reuseport": int(settings.share_port),
+        "grpc.max_metadata_size": settings.maximum_metadata_bytes,
+        # Between the two, gRPC would refuse at random.
+        "grpc.absolute_max_metadata_size": settings.maximum_metadata_bytes,
+        # A peer that is gone without a word is found out, and so is one that only pings.
+        "grpc.keepalive_time_ms": round(settings.keepalive_seconds * 1000),
+        "grpc.keepalive_timeout_ms": _KEEPALIVE_TIMEOUT_SECONDS * 1000,
+        "grpc.http2.min_ping_interval_without_data_ms": _MINIMUM_PING_INTERVAL_SECONDS * 1000,
+    }
+    if settings.maximum_connection_age_seconds:
+        options["grpc.max_connection_age_ms"] = round(
+            settings.maximum_connection_age_seconds * 1000
+        )
+        options["grpc.max_connection_age_grace_ms"] = _CONNECTION_GRACE_SECONDS * 1000
+    return [*_OPTIONS, *options.items()]
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if not settings.tls_cert:
+        return None
+    files = TLSFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    try:
+        return files.credentials()
+    except TLSError as error:
+        raise ListenError(str(error)) from error
+
+
+def _warn(settings: Settings) -> None:
+    """Say in the log what the settings give up."""
+    if settings.plaintext:
+        _log.warning(
+            "plaintext",
+            listen=settings.listen,
+            cost="whoever is on the way can read and change what is sent, tokens included",
+        )
+    if settings.review_independence is Independence.NONE:
+        _log.warning(
+            "review independence is not required",
+            cost="who ran a session may complete it, if human and a reviewer; reviews say so",
+        )
+
+
+def _listen(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     host, _, port = address.rpartition(":")
     # gRPC takes a port over 65535, and listens on another one.
     if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
         raise ListenError(f"cannot listen on {address!r}: write HOST:PORT, with a port up to 65535")
     try:
+        if credentials is not None:
+            return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise ListenError(
@@ -148,15 +213,21 @@ async def running(
 ) -> AsyncIterator[int]:
     """A server that answers until the block ends, and then drains; gives its port.
 
-    Raises `ListenError` and `DatabaseSetupError`.
+    Raises `ListenError`, `DatabaseSetupError`, and what `guarding` does.
     """
-    async with open_database(settings, clock) as database:
+    exposure.check(settings)
+    credentials = _credentials(settings)
+    async with (
+        open_database(settings, clock) as database,
+        guarding(settings, _SERVICES, database, clock) as guard,
+    ):
         stopping = asyncio.Event()
-        interceptor = Interceptor(stopping)
+        interceptor = Interceptor(guard, stopping)
         server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
         followers = Followers(database, settings.maximum_followers)
         _add_services(server, database, settings, ids, followers, stopping)
-        port = _listen(server, settings.listen)
+        port = _listen(server, settings.listen, credentials)
+        _warn(settings)
         await server.start()
         idle = (
             asyncio.create_task(interrupt_idle_sessions(database, settings.idle_timeout_seconds))

@@ -19,6 +19,7 @@ from infrascout_sessions.models import (
     ActorKind,
     Agent,
     Execution,
+    Independence,
     Insight,
     Output,
     Session,
@@ -34,6 +35,10 @@ SEVERITY_NUMBERS: dict[Severity, Any] = {
 }
 _ACTOR_KIND_NUMBERS: dict[ActorKind, Any] = {
     kind: actor_pb2.ActorKind.Value(f"ACTOR_KIND_{kind.name}") for kind in ActorKind
+}
+_INDEPENDENCE_NUMBERS: dict[Independence, Any] = {
+    independence: session_pb2.ReviewIndependence.Value(f"REVIEW_INDEPENDENCE_{independence.name}")
+    for independence in Independence
 }
 
 
@@ -86,6 +91,8 @@ def put_session(message: session_pb2.Session, session: Session) -> None:
         _put_actor(message.review.reviewer, session.end_actor)
         message.review.comment = session.review_comment
         _put_time(message.review.time, session.end_time)
+        if session.review_independence is not None:
+            message.review.independence = _INDEPENDENCE_NUMBERS[session.review_independence]
 
 
 def _as_text(head: bytes, truncated: bool) -> str | None:

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from infrascout.sessions.v1 import agent_service_pb2 as agent_service
 from infrascout.sessions.v1 import execution_pb2, insight_pb2, session_pb2
 from infrascout.sessions.v1 import recording_service_pb2 as recording_service
+from infrascout.sessions.v1 import review_service_pb2 as review_service
 from infrascout.sessions.v1 import session_service_pb2 as session_service
 from infrascout_sessions.errors import InvalidRequest, Violation
 
@@ -183,6 +184,11 @@ _RULES: Final[Mapping[type[Message], tuple[tuple[str, _Rule], ...]]] = {
     session_service.InterruptSessionRequest: (
         ("session_id", _ID),
         ("reason", _REASON),
+        ("request_id", _REQUEST_ID),
+    ),
+    review_service.CompleteSessionRequest: (
+        ("session_id", _ID),
+        ("comment", _text(4096)),
         ("request_id", _REQUEST_ID),
     ),
     recording_service.RecordExecutionRequest: (

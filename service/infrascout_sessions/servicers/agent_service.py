@@ -33,7 +33,7 @@ class AgentServicer(AgentServiceServicer):
                 request.hostname,
                 request.os,
                 tuple(request.capabilities),
-                request_key("RegisterAgent", caller.get(), request, request.request_id),
+                request_key("RegisterAgent", caller.get().actor, request, request.request_id),
             ),
             request.ByteSize(),
         )

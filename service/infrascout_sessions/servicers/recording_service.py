@@ -41,7 +41,7 @@ class RecordingServicer(RecordingServiceServicer):
         check(request)
         [outcome] = await self._database.write_items(
             recording.record,
-            [new_execution(request, caller.get(), self._new_id)],
+            [new_execution(request, caller.get().actor, self._new_id)],
             request.ByteSize(),
         )
         if isinstance(outcome, Exception):
@@ -72,7 +72,7 @@ class RecordingServicer(RecordingServiceServicer):
         """Hand each message to the database as it comes; what ends the stream comes last."""
         try:
             async for message in messages:
-                batch = Batch(message, caller.get(), self._new_id)
+                batch = Batch(message, caller.get().actor, self._new_id)
                 await batch.submit(self._database)
                 await batches.put(batch)
             await batches.put(None)
@@ -84,7 +84,7 @@ class RecordingServicer(RecordingServiceServicer):
     ) -> pb.BeginExecutionResponse:
         """Put a command on record before it runs."""
         check(request)
-        new = begun_execution(request, caller.get(), self._new_id)
+        new = begun_execution(request, caller.get().actor, self._new_id)
         execution = await self._database.write(partial(recording.begin, new), request.ByteSize())
         response = pb.BeginExecutionResponse()
         put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
@@ -104,7 +104,7 @@ class RecordingServicer(RecordingServiceServicer):
                 request.offset,
                 request.data,
                 self._maximum_output_bytes,
-                caller.get(),
+                caller.get().actor,
             ),
             request.ByteSize(),
         )
@@ -115,7 +115,7 @@ class RecordingServicer(RecordingServiceServicer):
     ) -> pb.FinishExecutionResponse:
         """Record how a command has ended."""
         check(request)
-        session_id, sequence, actor = request.session_id, request.sequence, caller.get()
+        session_id, sequence, actor = request.session_id, request.sequence, caller.get().actor
         exit_code = request.exit_code if request.HasField("exit_code") else None
         end_time = time_of(request.end_time)
         key = request_key("FinishExecution", actor, request, request.request_id, session_id)
@@ -155,7 +155,7 @@ class RecordingServicer(RecordingServiceServicer):
     ) -> pb.SaveInsightResponse:
         """Save a finding."""
         check(request)
-        actor = caller.get()
+        actor = caller.get().actor
         key = request_key("SaveInsight", actor, request, request.request_id, request.session_id)
         insight = await self._database.write(
             partial(insights.save, request.session_id, new_insight(request), actor, key),

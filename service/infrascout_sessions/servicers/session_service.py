@@ -65,7 +65,7 @@ class SessionServicer(SessionServiceServicer):
     ) -> pb.StartSessionResponse:
         """Open a session on an agent."""
         check(request)
-        actor = caller.get()
+        actor = caller.get().actor
         session = await self._database.write(
             partial(
                 sessions.start,
@@ -255,7 +255,7 @@ class SessionServicer(SessionServiceServicer):
         text: str,
     ) -> Session:
         check(request)
-        actor = caller.get()
+        actor = caller.get().actor
         key = request_key(action, actor, request, request.request_id, request.session_id)
         return await self._database.write(
             partial(sessions.move, request.session_id, action, text, actor, key),

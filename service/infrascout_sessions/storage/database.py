@@ -108,6 +108,28 @@ async def migrate_database(url: str) -> None:
         await engine.dispose()
 
 
+@asynccontextmanager
+async def open_for_command(url: str, clock: Clock) -> AsyncIterator[Database]:
+    """The database, migrated, until the block ends; a server may use it at the same time.
+
+    Raises `DatabaseSetupError`.
+    """
+    await migrate_database(url)
+    address = parsed(url)
+    if address.drivername == _SQLITE:
+        engine = _engine(address)
+        database: Database = await sqlite.SQLiteDatabase.open(engine, clock, readers=1)
+    else:
+        from infrascout_sessions.storage import postgres
+
+        settings = Settings(database_url=url, allow_unsafe_durability=True)
+        database = await postgres.PostgresDatabase.open(address, settings, None)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
 def open_database(settings: Settings, clock: Clock) -> AbstractAsyncContextManager[Database]:
     """The database, migrated; an SQLite file is this process's alone until the block ends.
 

@@ -69,6 +69,8 @@ sessions = sa.Table(
     _text("end_actor", nullable=True),
     _text("review_comment"),
     _text("hostname_lower"),
+    # What was asked of the reviewer's independence; null until there is a review.
+    _text("review_independence", nullable=True),
     sa.CheckConstraint(
         f"status IN ({', '.join(repr(status.value) for status in Status)})", name="status_is_known"
     ),
@@ -192,6 +194,30 @@ insights = sa.Table(
     _text("actor"),
     sa.UniqueConstraint(
         "session_id", "category", "key", "revision", name="insights_one_per_category_and_key"
+    ),
+)
+
+# Bearer tokens; what is kept is the digest, and never a row removed: a name is one caller for good.
+tokens = sa.Table(
+    "tokens",
+    metadata,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    _text("name"),
+    _text("kind"),
+    _text("roles"),
+    _time("create_time"),
+    _time("expire_time", nullable=True),
+    _time("last_use_time", nullable=True),
+    _time("revoke_time", nullable=True),
+    sa.CheckConstraint("kind IN ('human', 'service')", name="kind_is_known"),
+    sa.CheckConstraint("kind = 'human' OR roles NOT LIKE '%reviewer%'", name="reviewer_is_human"),
+    # `token create` and `token revoke`.
+    sa.Index(
+        "tokens_one_active_per_name",
+        "name",
+        unique=True,
+        sqlite_where=sa.text("revoke_time IS NULL"),
+        postgresql_where=sa.text("revoke_time IS NULL"),
     ),
 )
 

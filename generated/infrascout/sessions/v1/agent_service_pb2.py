@@ -22,28 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from infrascout.sessions.v1 import access_pb2 as infrascout_dot_sessions_dot_v1_dot_access__pb2
 from infrascout.sessions.v1 import agent_pb2 as infrascout_dot_sessions_dot_v1_dot_agent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infrascout/sessions/v1/agent_service.proto\x12\x16infrascout.sessions.v1\x1a\"infrascout/sessions/v1/agent.proto\"p\n\x14RegisterAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\n\n\x02os\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"E\n\x15RegisterAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.infrascout.sessions.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"@\n\x10GetAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.infrascout.sessions.v1.Agent\"H\n\x11ListAgentsRequest\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x12ListAgentsResponse\x12-\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1d.infrascout.sessions.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc0\x02\n\x0c\x41gentService\x12l\n\rRegisterAgent\x12,.infrascout.sessions.v1.RegisterAgentRequest\x1a-.infrascout.sessions.v1.RegisterAgentResponse\x12]\n\x08GetAgent\x12\'.infrascout.sessions.v1.GetAgentRequest\x1a(.infrascout.sessions.v1.GetAgentResponse\x12\x63\n\nListAgents\x12).infrascout.sessions.v1.ListAgentsRequest\x1a*.infrascout.sessions.v1.ListAgentsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infrascout/sessions/v1/agent_service.proto\x12\x16infrascout.sessions.v1\x1a#infrascout/sessions/v1/access.proto\x1a\"infrascout/sessions/v1/agent.proto\"p\n\x14RegisterAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\n\n\x02os\x18\x03 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"E\n\x15RegisterAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.infrascout.sessions.v1.Agent\"#\n\x0fGetAgentRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"@\n\x10GetAgentResponse\x12,\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x1d.infrascout.sessions.v1.Agent\"H\n\x11ListAgentsRequest\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"\\\n\x12ListAgentsResponse\x12-\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x1d.infrascout.sessions.v1.Agent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd2\x02\n\x0c\x41gentService\x12r\n\rRegisterAgent\x12,.infrascout.sessions.v1.RegisterAgentRequest\x1a-.infrascout.sessions.v1.RegisterAgentResponse\"\x04\x98\xb8\x18\x05\x12\x63\n\x08GetAgent\x12\'.infrascout.sessions.v1.GetAgentRequest\x1a(.infrascout.sessions.v1.GetAgentResponse\"\x04\x98\xb8\x18\x01\x12i\n\nListAgents\x12).infrascout.sessions.v1.ListAgentsRequest\x1a*.infrascout.sessions.v1.ListAgentsResponse\"\x04\x98\xb8\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infrascout.sessions.v1.agent_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERAGENTREQUEST']._serialized_start=106
-  _globals['_REGISTERAGENTREQUEST']._serialized_end=218
-  _globals['_REGISTERAGENTRESPONSE']._serialized_start=220
-  _globals['_REGISTERAGENTRESPONSE']._serialized_end=289
-  _globals['_GETAGENTREQUEST']._serialized_start=291
-  _globals['_GETAGENTREQUEST']._serialized_end=326
-  _globals['_GETAGENTRESPONSE']._serialized_start=328
-  _globals['_GETAGENTRESPONSE']._serialized_end=392
-  _globals['_LISTAGENTSREQUEST']._serialized_start=394
-  _globals['_LISTAGENTSREQUEST']._serialized_end=466
-  _globals['_LISTAGENTSRESPONSE']._serialized_start=468
-  _globals['_LISTAGENTSRESPONSE']._serialized_end=560
-  _globals['_AGENTSERVICE']._serialized_start=563
-  _globals['_AGENTSERVICE']._serialized_end=883
+  _globals['_AGENTSERVICE'].methods_by_name['RegisterAgent']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['RegisterAgent']._serialized_options = b'\230\270\030\005'
+  _globals['_AGENTSERVICE'].methods_by_name['GetAgent']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['GetAgent']._serialized_options = b'\230\270\030\001'
+  _globals['_AGENTSERVICE'].methods_by_name['ListAgents']._loaded_options = None
+  _globals['_AGENTSERVICE'].methods_by_name['ListAgents']._serialized_options = b'\230\270\030\001'
+  _globals['_REGISTERAGENTREQUEST']._serialized_start=143
+  _globals['_REGISTERAGENTREQUEST']._serialized_end=255
+  _globals['_REGISTERAGENTRESPONSE']._serialized_start=257
+  _globals['_REGISTERAGENTRESPONSE']._serialized_end=326
+  _globals['_GETAGENTREQUEST']._serialized_start=328
+  _globals['_GETAGENTREQUEST']._serialized_end=363
+  _globals['_GETAGENTRESPONSE']._serialized_start=365
+  _globals['_GETAGENTRESPONSE']._serialized_end=429
+  _globals['_LISTAGENTSREQUEST']._serialized_start=431
+  _globals['_LISTAGENTSREQUEST']._serialized_end=503
+  _globals['_LISTAGENTSRESPONSE']._serialized_start=505
+  _globals['_LISTAGENTSRESPONSE']._serialized_end=597
+  _globals['_AGENTSERVICE']._serialized_start=600
+  _globals['_AGENTSERVICE']._serialized_end=938
 # @@protoc_insertion_point(module_scope)

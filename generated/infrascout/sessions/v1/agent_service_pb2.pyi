@@ -1,3 +1,4 @@
+from infrascout.sessions.v1 import access_pb2 as _access_pb2
 from infrascout.sessions.v1 import agent_pb2 as _agent_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor

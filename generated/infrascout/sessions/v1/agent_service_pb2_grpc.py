@@ -28,8 +28,8 @@ if _version_not_supported:
 class AgentServiceStub:
     """Keeps the agents that sessions can be run against. Called by enrolment.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def __init__(self, channel):
@@ -58,8 +58,8 @@ class AgentServiceStub:
 class AgentServiceServicer:
     """Keeps the agents that sessions can be run against. Called by enrolment.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def RegisterAgent(self, request, context):
@@ -145,8 +145,8 @@ def add_AgentServiceServicer_to_server(servicer, server):
 class AgentService:
     """Keeps the agents that sessions can be run against. Called by enrolment.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     @staticmethod

@@ -15,8 +15,8 @@ GRPC_VERSION: str
 class AgentServiceStub:
     """Keeps the agents that sessions can be run against. Called by enrolment.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -66,8 +66,8 @@ class AgentServiceStub:
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the agents that sessions can be run against. Called by enrolment.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     @_abc_1.abstractmethod

@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from infrascout.sessions.v1 import access_pb2 as infrascout_dot_sessions_dot_v1_dot_access__pb2
 from infrascout.sessions.v1 import error_reason_pb2 as infrascout_dot_sessions_dot_v1_dot_error__reason__pb2
 from infrascout.sessions.v1 import execution_pb2 as infrascout_dot_sessions_dot_v1_dot_execution__pb2
 from infrascout.sessions.v1 import insight_pb2 as infrascout_dot_sessions_dot_v1_dot_insight__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.infrascout/sessions/v1/recording_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a)infrascout/sessions/v1/error_reason.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\"\xdd\x02\n\x16RecordExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x34\n\x0c\x65rror_output\x18\x05 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x16\n\texit_code\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\tB\x0c\n\n_exit_code\"O\n\x17RecordExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"]\n\x17RecordExecutionsRequest\x12\x42\n\nexecutions\x18\x01 \x03(\x0b\x32..infrascout.sessions.v1.RecordExecutionRequest\"[\n\x18RecordExecutionsResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32..infrascout.sessions.v1.RecordExecutionsResult\"\xa0\x01\n\x16RecordExecutionsResult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x08recorded\x18\x02 \x01(\x0b\x32 .infrascout.sessions.v1.RecordedH\x00\x12\x32\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.infrascout.sessions.v1.RefusalH\x00\x42\x08\n\x06result\"F\n\x08Recorded\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x05\"\x8b\x02\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x33\n\x06reason\x18\x02 \x01(\x0e\x32#.infrascout.sessions.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12?\n\x08metadata\x18\x04 \x03(\x0b\x32-.infrascout.sessions.v1.Refusal.MetadataEntry\x12:\n\nviolations\x18\x05 \x03(\x0b\x32&.infrascout.sessions.v1.FieldViolation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xa2\x01\n\x15\x42\x65ginExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"N\n\x16\x42\x65ginExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x8f\x01\n\x13\x41ppendOutputRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.infrascout.sessions.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"*\n\x14\x41ppendOutputResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"\xa6\x01\n\x16\x46inishExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x16\n\texit_code\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x0c\n\n_exit_code\"O\n\x17\x46inishExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x84\x02\n\x12SaveInsightRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\t\x12\x32\n\x08severity\x18\x05 \x01(\x0e\x32 .infrascout.sessions.v1.Severity\x12\x10\n\x08\x65vidence\x18\x06 \x01(\t\x12\x1a\n\x12\x61\x66\x66\x65\x63ted_resources\x18\x07 \x03(\t\x12\x19\n\x11remediation_steps\x18\x08 \x03(\t\x12\x1b\n\x13\x65xecution_sequences\x18\t \x03(\x05\x12\x12\n\nrequest_id\x18\n \x01(\t\"G\n\x13SaveInsightResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight2\xb9\x05\n\x10RecordingService\x12r\n\x0fRecordExecution\x12..infrascout.sessions.v1.RecordExecutionRequest\x1a/.infrascout.sessions.v1.RecordExecutionResponse\x12y\n\x10RecordExecutions\x12/.infrascout.sessions.v1.RecordExecutionsRequest\x1a\x30.infrascout.sessions.v1.RecordExecutionsResponse(\x01\x30\x01\x12o\n\x0e\x42\x65ginExecution\x12-.infrascout.sessions.v1.BeginExecutionRequest\x1a..infrascout.sessions.v1.BeginExecutionResponse\x12i\n\x0c\x41ppendOutput\x12+.infrascout.sessions.v1.AppendOutputRequest\x1a,.infrascout.sessions.v1.AppendOutputResponse\x12r\n\x0f\x46inishExecution\x12..infrascout.sessions.v1.FinishExecutionRequest\x1a/.infrascout.sessions.v1.FinishExecutionResponse\x12\x66\n\x0bSaveInsight\x12*.infrascout.sessions.v1.SaveInsightRequest\x1a+.infrascout.sessions.v1.SaveInsightResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.infrascout/sessions/v1/recording_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#infrascout/sessions/v1/access.proto\x1a)infrascout/sessions/v1/error_reason.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\"\xdd\x02\n\x16RecordExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12.\n\x06output\x18\x04 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x34\n\x0c\x65rror_output\x18\x05 \x01(\x0b\x32\x1e.infrascout.sessions.v1.Output\x12\x16\n\texit_code\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\t \x01(\t\x12\x12\n\nrequest_id\x18\n \x01(\tB\x0c\n\n_exit_code\"O\n\x17RecordExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"]\n\x17RecordExecutionsRequest\x12\x42\n\nexecutions\x18\x01 \x03(\x0b\x32..infrascout.sessions.v1.RecordExecutionRequest\"[\n\x18RecordExecutionsResponse\x12?\n\x07results\x18\x01 \x03(\x0b\x32..infrascout.sessions.v1.RecordExecutionsResult\"\xa0\x01\n\x16RecordExecutionsResult\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x08recorded\x18\x02 \x01(\x0b\x32 .infrascout.sessions.v1.RecordedH\x00\x12\x32\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.infrascout.sessions.v1.RefusalH\x00\x42\x08\n\x06result\"F\n\x08Recorded\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0c\x65xecution_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x05\"\x8b\x02\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x33\n\x06reason\x18\x02 \x01(\x0e\x32#.infrascout.sessions.v1.ErrorReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12?\n\x08metadata\x18\x04 \x03(\x0b\x32-.infrascout.sessions.v1.Refusal.MetadataEntry\x12:\n\nviolations\x18\x05 \x03(\x0b\x32&.infrascout.sessions.v1.FieldViolation\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xa2\x01\n\x15\x42\x65ginExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x12\n\ncapability\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04step\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"N\n\x16\x42\x65ginExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x8f\x01\n\x13\x41ppendOutputRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.infrascout.sessions.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"*\n\x14\x41ppendOutputResponse\x12\x12\n\nsize_bytes\x18\x01 \x01(\x03\"\xa6\x01\n\x16\x46inishExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x16\n\texit_code\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x05 \x01(\tB\x0c\n\n_exit_code\"O\n\x17\x46inishExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x84\x02\n\x12SaveInsightRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x02 \x01(\t\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\t\x12\x32\n\x08severity\x18\x05 \x01(\x0e\x32 .infrascout.sessions.v1.Severity\x12\x10\n\x08\x65vidence\x18\x06 \x01(\t\x12\x1a\n\x12\x61\x66\x66\x65\x63ted_resources\x18\x07 \x03(\t\x12\x19\n\x11remediation_steps\x18\x08 \x03(\t\x12\x1b\n\x13\x65xecution_sequences\x18\t \x03(\x05\x12\x12\n\nrequest_id\x18\n \x01(\t\"G\n\x13SaveInsightResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight2\xdd\x05\n\x10RecordingService\x12x\n\x0fRecordExecution\x12..infrascout.sessions.v1.RecordExecutionRequest\x1a/.infrascout.sessions.v1.RecordExecutionResponse\"\x04\x98\xb8\x18\x03\x12\x7f\n\x10RecordExecutions\x12/.infrascout.sessions.v1.RecordExecutionsRequest\x1a\x30.infrascout.sessions.v1.RecordExecutionsResponse\"\x04\x98\xb8\x18\x03(\x01\x30\x01\x12u\n\x0e\x42\x65ginExecution\x12-.infrascout.sessions.v1.BeginExecutionRequest\x1a..infrascout.sessions.v1.BeginExecutionResponse\"\x04\x98\xb8\x18\x03\x12o\n\x0c\x41ppendOutput\x12+.infrascout.sessions.v1.AppendOutputRequest\x1a,.infrascout.sessions.v1.AppendOutputResponse\"\x04\x98\xb8\x18\x03\x12x\n\x0f\x46inishExecution\x12..infrascout.sessions.v1.FinishExecutionRequest\x1a/.infrascout.sessions.v1.FinishExecutionResponse\"\x04\x98\xb8\x18\x03\x12l\n\x0bSaveInsight\x12*.infrascout.sessions.v1.SaveInsightRequest\x1a+.infrascout.sessions.v1.SaveInsightResponse\"\x04\x98\xb8\x18\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,40 +38,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REFUSAL_METADATAENTRY']._loaded_options = None
   _globals['_REFUSAL_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_RECORDEXECUTIONREQUEST']._serialized_start=229
-  _globals['_RECORDEXECUTIONREQUEST']._serialized_end=578
-  _globals['_RECORDEXECUTIONRESPONSE']._serialized_start=580
-  _globals['_RECORDEXECUTIONRESPONSE']._serialized_end=659
-  _globals['_RECORDEXECUTIONSREQUEST']._serialized_start=661
-  _globals['_RECORDEXECUTIONSREQUEST']._serialized_end=754
-  _globals['_RECORDEXECUTIONSRESPONSE']._serialized_start=756
-  _globals['_RECORDEXECUTIONSRESPONSE']._serialized_end=847
-  _globals['_RECORDEXECUTIONSRESULT']._serialized_start=850
-  _globals['_RECORDEXECUTIONSRESULT']._serialized_end=1010
-  _globals['_RECORDED']._serialized_start=1012
-  _globals['_RECORDED']._serialized_end=1082
-  _globals['_REFUSAL']._serialized_start=1085
-  _globals['_REFUSAL']._serialized_end=1352
-  _globals['_REFUSAL_METADATAENTRY']._serialized_start=1305
-  _globals['_REFUSAL_METADATAENTRY']._serialized_end=1352
-  _globals['_FIELDVIOLATION']._serialized_start=1354
-  _globals['_FIELDVIOLATION']._serialized_end=1406
-  _globals['_BEGINEXECUTIONREQUEST']._serialized_start=1409
-  _globals['_BEGINEXECUTIONREQUEST']._serialized_end=1571
-  _globals['_BEGINEXECUTIONRESPONSE']._serialized_start=1573
-  _globals['_BEGINEXECUTIONRESPONSE']._serialized_end=1651
-  _globals['_APPENDOUTPUTREQUEST']._serialized_start=1654
-  _globals['_APPENDOUTPUTREQUEST']._serialized_end=1797
-  _globals['_APPENDOUTPUTRESPONSE']._serialized_start=1799
-  _globals['_APPENDOUTPUTRESPONSE']._serialized_end=1841
-  _globals['_FINISHEXECUTIONREQUEST']._serialized_start=1844
-  _globals['_FINISHEXECUTIONREQUEST']._serialized_end=2010
-  _globals['_FINISHEXECUTIONRESPONSE']._serialized_start=2012
-  _globals['_FINISHEXECUTIONRESPONSE']._serialized_end=2091
-  _globals['_SAVEINSIGHTREQUEST']._serialized_start=2094
-  _globals['_SAVEINSIGHTREQUEST']._serialized_end=2354
-  _globals['_SAVEINSIGHTRESPONSE']._serialized_start=2356
-  _globals['_SAVEINSIGHTRESPONSE']._serialized_end=2427
-  _globals['_RECORDINGSERVICE']._serialized_start=2430
-  _globals['_RECORDINGSERVICE']._serialized_end=3127
+  _globals['_RECORDINGSERVICE'].methods_by_name['RecordExecution']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['RecordExecution']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDINGSERVICE'].methods_by_name['RecordExecutions']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['RecordExecutions']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDINGSERVICE'].methods_by_name['BeginExecution']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['BeginExecution']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDINGSERVICE'].methods_by_name['AppendOutput']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['AppendOutput']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDINGSERVICE'].methods_by_name['FinishExecution']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['FinishExecution']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDINGSERVICE'].methods_by_name['SaveInsight']._loaded_options = None
+  _globals['_RECORDINGSERVICE'].methods_by_name['SaveInsight']._serialized_options = b'\230\270\030\003'
+  _globals['_RECORDEXECUTIONREQUEST']._serialized_start=266
+  _globals['_RECORDEXECUTIONREQUEST']._serialized_end=615
+  _globals['_RECORDEXECUTIONRESPONSE']._serialized_start=617
+  _globals['_RECORDEXECUTIONRESPONSE']._serialized_end=696
+  _globals['_RECORDEXECUTIONSREQUEST']._serialized_start=698
+  _globals['_RECORDEXECUTIONSREQUEST']._serialized_end=791
+  _globals['_RECORDEXECUTIONSRESPONSE']._serialized_start=793
+  _globals['_RECORDEXECUTIONSRESPONSE']._serialized_end=884
+  _globals['_RECORDEXECUTIONSRESULT']._serialized_start=887
+  _globals['_RECORDEXECUTIONSRESULT']._serialized_end=1047
+  _globals['_RECORDED']._serialized_start=1049
+  _globals['_RECORDED']._serialized_end=1119
+  _globals['_REFUSAL']._serialized_start=1122
+  _globals['_REFUSAL']._serialized_end=1389
+  _globals['_REFUSAL_METADATAENTRY']._serialized_start=1342
+  _globals['_REFUSAL_METADATAENTRY']._serialized_end=1389
+  _globals['_FIELDVIOLATION']._serialized_start=1391
+  _globals['_FIELDVIOLATION']._serialized_end=1443
+  _globals['_BEGINEXECUTIONREQUEST']._serialized_start=1446
+  _globals['_BEGINEXECUTIONREQUEST']._serialized_end=1608
+  _globals['_BEGINEXECUTIONRESPONSE']._serialized_start=1610
+  _globals['_BEGINEXECUTIONRESPONSE']._serialized_end=1688
+  _globals['_APPENDOUTPUTREQUEST']._serialized_start=1691
+  _globals['_APPENDOUTPUTREQUEST']._serialized_end=1834
+  _globals['_APPENDOUTPUTRESPONSE']._serialized_start=1836
+  _globals['_APPENDOUTPUTRESPONSE']._serialized_end=1878
+  _globals['_FINISHEXECUTIONREQUEST']._serialized_start=1881
+  _globals['_FINISHEXECUTIONREQUEST']._serialized_end=2047
+  _globals['_FINISHEXECUTIONRESPONSE']._serialized_start=2049
+  _globals['_FINISHEXECUTIONRESPONSE']._serialized_end=2128
+  _globals['_SAVEINSIGHTREQUEST']._serialized_start=2131
+  _globals['_SAVEINSIGHTREQUEST']._serialized_end=2391
+  _globals['_SAVEINSIGHTRESPONSE']._serialized_start=2393
+  _globals['_SAVEINSIGHTRESPONSE']._serialized_end=2464
+  _globals['_RECORDINGSERVICE']._serialized_start=2467
+  _globals['_RECORDINGSERVICE']._serialized_end=3200
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from infrascout.sessions.v1 import access_pb2 as _access_pb2
 from infrascout.sessions.v1 import error_reason_pb2 as _error_reason_pb2
 from infrascout.sessions.v1 import execution_pb2 as _execution_pb2
 from infrascout.sessions.v1 import insight_pb2 as _insight_pb2

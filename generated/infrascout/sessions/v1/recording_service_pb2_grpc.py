@@ -29,8 +29,8 @@ class RecordingServiceStub:
     """Adds to RUNNING sessions what was run and what was found. Called by the
     platform's command and finding tools.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def __init__(self, channel):
@@ -75,8 +75,8 @@ class RecordingServiceServicer:
     """Adds to RUNNING sessions what was run and what was found. Called by the
     platform's command and finding tools.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def RecordExecution(self, request, context):
@@ -297,8 +297,8 @@ class RecordingService:
     """Adds to RUNNING sessions what was run and what was found. Called by the
     platform's command and finding tools.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     @staticmethod

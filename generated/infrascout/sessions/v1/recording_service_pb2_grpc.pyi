@@ -16,8 +16,8 @@ class RecordingServiceStub:
     """Adds to RUNNING sessions what was run and what was found. Called by the
     platform's command and finding tools.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -175,8 +175,8 @@ class RecordingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Adds to RUNNING sessions what was run and what was found. Called by the
     platform's command and finding tools.
 
-    What holds for every RPC (errors, retries, limits, time) is written at the
-    top of `session_service.proto`.
+    What holds for every RPC (callers, errors, retries, limits, time) is written
+    at the top of `session_service.proto`.
     """
 
     @_abc_1.abstractmethod

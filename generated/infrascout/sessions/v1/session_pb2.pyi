@@ -19,12 +19,21 @@ class SessionStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SESSION_STATUS_COMPLETED: _ClassVar[SessionStatus]
     SESSION_STATUS_FAILED: _ClassVar[SessionStatus]
     SESSION_STATUS_INTERRUPTED: _ClassVar[SessionStatus]
+
+class ReviewIndependence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REVIEW_INDEPENDENCE_UNSPECIFIED: _ClassVar[ReviewIndependence]
+    REVIEW_INDEPENDENCE_REQUIRED: _ClassVar[ReviewIndependence]
+    REVIEW_INDEPENDENCE_NONE: _ClassVar[ReviewIndependence]
 SESSION_STATUS_UNSPECIFIED: SessionStatus
 SESSION_STATUS_RUNNING: SessionStatus
 SESSION_STATUS_PENDING_REVIEW: SessionStatus
 SESSION_STATUS_COMPLETED: SessionStatus
 SESSION_STATUS_FAILED: SessionStatus
 SESSION_STATUS_INTERRUPTED: SessionStatus
+REVIEW_INDEPENDENCE_UNSPECIFIED: ReviewIndependence
+REVIEW_INDEPENDENCE_REQUIRED: ReviewIndependence
+REVIEW_INDEPENDENCE_NONE: ReviewIndependence
 
 class Session(_message.Message):
     __slots__ = ("session_id", "agent_id", "hostname", "playbook", "description", "status", "status_reason", "execution_count", "failed_execution_count", "insight_count", "summary", "start_time", "last_activity_time", "submit_time", "end_time", "transitions", "review")
@@ -77,11 +86,13 @@ class Transition(_message.Message):
     def __init__(self, status: _Optional[_Union[SessionStatus, str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[_Union[_actor_pb2.Actor, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Review(_message.Message):
-    __slots__ = ("reviewer", "comment", "time")
+    __slots__ = ("reviewer", "comment", "time", "independence")
     REVIEWER_FIELD_NUMBER: _ClassVar[int]
     COMMENT_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    INDEPENDENCE_FIELD_NUMBER: _ClassVar[int]
     reviewer: _actor_pb2.Actor
     comment: str
     time: _timestamp_pb2.Timestamp
-    def __init__(self, reviewer: _Optional[_Union[_actor_pb2.Actor, _Mapping]] = ..., comment: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    independence: ReviewIndependence
+    def __init__(self, reviewer: _Optional[_Union[_actor_pb2.Actor, _Mapping]] = ..., comment: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., independence: _Optional[_Union[ReviewIndependence, str]] = ...) -> None: ...

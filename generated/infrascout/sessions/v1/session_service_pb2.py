@@ -23,58 +23,79 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from infrascout.sessions.v1 import access_pb2 as infrascout_dot_sessions_dot_v1_dot_access__pb2
 from infrascout.sessions.v1 import execution_pb2 as infrascout_dot_sessions_dot_v1_dot_execution__pb2
 from infrascout.sessions.v1 import insight_pb2 as infrascout_dot_sessions_dot_v1_dot_insight__pb2
 from infrascout.sessions.v1 import session_pb2 as infrascout_dot_sessions_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,infrascout/sessions/v1/session_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\x1a$infrascout/sessions/v1/session.proto\"b\n\x13StartSessionRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08playbook\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"H\n\x14StartSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x12GetSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\xb2\x02\n\x13ListSessionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08playbook\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.infrascout.sessions.v1.SessionStatus\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x0e\n\x06offset\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x15\n\rinclude_total\x18\n \x01(\x08\"\x91\x01\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.infrascout.sessions.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\"\xab\x01\n\x15ListExecutionsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0b\x66\x61iled_only\x18\x04 \x01(\x08\x12\x1d\n\x10max_output_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x42\x13\n\x11_max_output_bytes\"O\n\x16ListExecutionsResponse\x12\x35\n\nexecutions\x18\x01 \x03(\x0b\x32!.infrascout.sessions.v1.Execution\";\n\x13GetExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\"L\n\x14GetExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x7f\n\x11ReadOutputRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.infrascout.sessions.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\"\"\n\x12ReadOutputResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x13ListInsightsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rall_revisions\x18\x02 \x01(\x08\"H\n\x14ListInsightsResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight\"O\n\x14SubmitSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x15SubmitSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"L\n\x12\x46\x61ilSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"G\n\x13\x46\x61ilSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"Q\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x18InterruptSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session2\xca\x08\n\x0eSessionService\x12i\n\x0cStartSession\x12+.infrascout.sessions.v1.StartSessionRequest\x1a,.infrascout.sessions.v1.StartSessionResponse\x12\x63\n\nGetSession\x12).infrascout.sessions.v1.GetSessionRequest\x1a*.infrascout.sessions.v1.GetSessionResponse\x12i\n\x0cListSessions\x12+.infrascout.sessions.v1.ListSessionsRequest\x1a,.infrascout.sessions.v1.ListSessionsResponse\x12q\n\x0eListExecutions\x12-.infrascout.sessions.v1.ListExecutionsRequest\x1a..infrascout.sessions.v1.ListExecutionsResponse0\x01\x12i\n\x0cGetExecution\x12+.infrascout.sessions.v1.GetExecutionRequest\x1a,.infrascout.sessions.v1.GetExecutionResponse\x12\x65\n\nReadOutput\x12).infrascout.sessions.v1.ReadOutputRequest\x1a*.infrascout.sessions.v1.ReadOutputResponse0\x01\x12k\n\x0cListInsights\x12+.infrascout.sessions.v1.ListInsightsRequest\x1a,.infrascout.sessions.v1.ListInsightsResponse0\x01\x12l\n\rSubmitSession\x12,.infrascout.sessions.v1.SubmitSessionRequest\x1a-.infrascout.sessions.v1.SubmitSessionResponse\x12\x66\n\x0b\x46\x61ilSession\x12*.infrascout.sessions.v1.FailSessionRequest\x1a+.infrascout.sessions.v1.FailSessionResponse\x12u\n\x10InterruptSession\x12/.infrascout.sessions.v1.InterruptSessionRequest\x1a\x30.infrascout.sessions.v1.InterruptSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n,infrascout/sessions/v1/session_service.proto\x12\x16infrascout.sessions.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#infrascout/sessions/v1/access.proto\x1a&infrascout/sessions/v1/execution.proto\x1a$infrascout/sessions/v1/insight.proto\x1a$infrascout/sessions/v1/session.proto\"b\n\x13StartSessionRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08playbook\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"H\n\x14StartSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"F\n\x12GetSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"\xb2\x02\n\x13ListSessionsRequest\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x10\n\x08hostname\x18\x02 \x01(\t\x12\x10\n\x08playbook\x18\x03 \x01(\t\x12\x35\n\x06status\x18\x04 \x01(\x0e\x32%.infrascout.sessions.v1.SessionStatus\x12\x30\n\x0cstarted_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estarted_before\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x07 \x01(\x05\x12\x0e\n\x06offset\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\t\x12\x15\n\rinclude_total\x18\n \x01(\x08\"\x91\x01\n\x14ListSessionsResponse\x12\x31\n\x08sessions\x18\x01 \x03(\x0b\x32\x1f.infrascout.sessions.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x05\x12\x19\n\x11total_size_capped\x18\x04 \x01(\x08\"\xab\x01\n\x15ListExecutionsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x05\x12\r\n\x05limit\x18\x03 \x01(\x05\x12\x13\n\x0b\x66\x61iled_only\x18\x04 \x01(\x08\x12\x1d\n\x10max_output_bytes\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x0e\n\x06\x66ollow\x18\x06 \x01(\x08\x42\x13\n\x11_max_output_bytes\"O\n\x16ListExecutionsResponse\x12\x35\n\nexecutions\x18\x01 \x03(\x0b\x32!.infrascout.sessions.v1.Execution\";\n\x13GetExecutionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\"L\n\x14GetExecutionResponse\x12\x34\n\texecution\x18\x01 \x01(\x0b\x32!.infrascout.sessions.v1.Execution\"\x7f\n\x11ReadOutputRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x05\x12\x34\n\x06stream\x18\x03 \x01(\x0e\x32$.infrascout.sessions.v1.OutputStream\x12\x0e\n\x06offset\x18\x04 \x01(\x03\"\"\n\x12ReadOutputResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x13ListInsightsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rall_revisions\x18\x02 \x01(\x08\"H\n\x14ListInsightsResponse\x12\x30\n\x07insight\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Insight\"O\n\x14SubmitSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x15SubmitSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"L\n\x12\x46\x61ilSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"G\n\x13\x46\x61ilSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session\"Q\n\x17InterruptSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"L\n\x18InterruptSessionResponse\x12\x30\n\x07session\x18\x01 \x01(\x0b\x32\x1f.infrascout.sessions.v1.Session2\x86\t\n\x0eSessionService\x12o\n\x0cStartSession\x12+.infrascout.sessions.v1.StartSessionRequest\x1a,.infrascout.sessions.v1.StartSessionResponse\"\x04\x98\xb8\x18\x02\x12i\n\nGetSession\x12).infrascout.sessions.v1.GetSessionRequest\x1a*.infrascout.sessions.v1.GetSessionResponse\"\x04\x98\xb8\x18\x01\x12o\n\x0cListSessions\x12+.infrascout.sessions.v1.ListSessionsRequest\x1a,.infrascout.sessions.v1.ListSessionsResponse\"\x04\x98\xb8\x18\x01\x12w\n\x0eListExecutions\x12-.infrascout.sessions.v1.ListExecutionsRequest\x1a..infrascout.sessions.v1.ListExecutionsResponse\"\x04\x98\xb8\x18\x01\x30\x01\x12o\n\x0cGetExecution\x12+.infrascout.sessions.v1.GetExecutionRequest\x1a,.infrascout.sessions.v1.GetExecutionResponse\"\x04\x98\xb8\x18\x01\x12k\n\nReadOutput\x12).infrascout.sessions.v1.ReadOutputRequest\x1a*.infrascout.sessions.v1.ReadOutputResponse\"\x04\x98\xb8\x18\x01\x30\x01\x12q\n\x0cListInsights\x12+.infrascout.sessions.v1.ListInsightsRequest\x1a,.infrascout.sessions.v1.ListInsightsResponse\"\x04\x98\xb8\x18\x01\x30\x01\x12r\n\rSubmitSession\x12,.infrascout.sessions.v1.SubmitSessionRequest\x1a-.infrascout.sessions.v1.SubmitSessionResponse\"\x04\x98\xb8\x18\x02\x12l\n\x0b\x46\x61ilSession\x12*.infrascout.sessions.v1.FailSessionRequest\x1a+.infrascout.sessions.v1.FailSessionResponse\"\x04\x98\xb8\x18\x02\x12{\n\x10InterruptSession\x12/.infrascout.sessions.v1.InterruptSessionRequest\x1a\x30.infrascout.sessions.v1.InterruptSessionResponse\"\x04\x98\xb8\x18\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infrascout.sessions.v1.session_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STARTSESSIONREQUEST']._serialized_start=221
-  _globals['_STARTSESSIONREQUEST']._serialized_end=319
-  _globals['_STARTSESSIONRESPONSE']._serialized_start=321
-  _globals['_STARTSESSIONRESPONSE']._serialized_end=393
-  _globals['_GETSESSIONREQUEST']._serialized_start=395
-  _globals['_GETSESSIONREQUEST']._serialized_end=434
-  _globals['_GETSESSIONRESPONSE']._serialized_start=436
-  _globals['_GETSESSIONRESPONSE']._serialized_end=506
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=509
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=815
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=818
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=963
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=966
-  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1137
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1139
-  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=1218
-  _globals['_GETEXECUTIONREQUEST']._serialized_start=1220
-  _globals['_GETEXECUTIONREQUEST']._serialized_end=1279
-  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1281
-  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1357
-  _globals['_READOUTPUTREQUEST']._serialized_start=1359
-  _globals['_READOUTPUTREQUEST']._serialized_end=1486
-  _globals['_READOUTPUTRESPONSE']._serialized_start=1488
-  _globals['_READOUTPUTRESPONSE']._serialized_end=1522
-  _globals['_LISTINSIGHTSREQUEST']._serialized_start=1524
-  _globals['_LISTINSIGHTSREQUEST']._serialized_end=1588
-  _globals['_LISTINSIGHTSRESPONSE']._serialized_start=1590
-  _globals['_LISTINSIGHTSRESPONSE']._serialized_end=1662
-  _globals['_SUBMITSESSIONREQUEST']._serialized_start=1664
-  _globals['_SUBMITSESSIONREQUEST']._serialized_end=1743
-  _globals['_SUBMITSESSIONRESPONSE']._serialized_start=1745
-  _globals['_SUBMITSESSIONRESPONSE']._serialized_end=1818
-  _globals['_FAILSESSIONREQUEST']._serialized_start=1820
-  _globals['_FAILSESSIONREQUEST']._serialized_end=1896
-  _globals['_FAILSESSIONRESPONSE']._serialized_start=1898
-  _globals['_FAILSESSIONRESPONSE']._serialized_end=1969
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=1971
-  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=2052
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=2054
-  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=2130
-  _globals['_SESSIONSERVICE']._serialized_start=2133
-  _globals['_SESSIONSERVICE']._serialized_end=3231
+  _globals['_SESSIONSERVICE'].methods_by_name['StartSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['StartSession']._serialized_options = b'\230\270\030\002'
+  _globals['_SESSIONSERVICE'].methods_by_name['GetSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['GetSession']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['ListSessions']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ListSessions']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['ListExecutions']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ListExecutions']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['GetExecution']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['GetExecution']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['ReadOutput']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ReadOutput']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['ListInsights']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['ListInsights']._serialized_options = b'\230\270\030\001'
+  _globals['_SESSIONSERVICE'].methods_by_name['SubmitSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['SubmitSession']._serialized_options = b'\230\270\030\002'
+  _globals['_SESSIONSERVICE'].methods_by_name['FailSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['FailSession']._serialized_options = b'\230\270\030\002'
+  _globals['_SESSIONSERVICE'].methods_by_name['InterruptSession']._loaded_options = None
+  _globals['_SESSIONSERVICE'].methods_by_name['InterruptSession']._serialized_options = b'\230\270\030\002'
+  _globals['_STARTSESSIONREQUEST']._serialized_start=258
+  _globals['_STARTSESSIONREQUEST']._serialized_end=356
+  _globals['_STARTSESSIONRESPONSE']._serialized_start=358
+  _globals['_STARTSESSIONRESPONSE']._serialized_end=430
+  _globals['_GETSESSIONREQUEST']._serialized_start=432
+  _globals['_GETSESSIONREQUEST']._serialized_end=471
+  _globals['_GETSESSIONRESPONSE']._serialized_start=473
+  _globals['_GETSESSIONRESPONSE']._serialized_end=543
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=546
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=852
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=855
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=1000
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_start=1003
+  _globals['_LISTEXECUTIONSREQUEST']._serialized_end=1174
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_start=1176
+  _globals['_LISTEXECUTIONSRESPONSE']._serialized_end=1255
+  _globals['_GETEXECUTIONREQUEST']._serialized_start=1257
+  _globals['_GETEXECUTIONREQUEST']._serialized_end=1316
+  _globals['_GETEXECUTIONRESPONSE']._serialized_start=1318
+  _globals['_GETEXECUTIONRESPONSE']._serialized_end=1394
+  _globals['_READOUTPUTREQUEST']._serialized_start=1396
+  _globals['_READOUTPUTREQUEST']._serialized_end=1523
+  _globals['_READOUTPUTRESPONSE']._serialized_start=1525
+  _globals['_READOUTPUTRESPONSE']._serialized_end=1559
+  _globals['_LISTINSIGHTSREQUEST']._serialized_start=1561
+  _globals['_LISTINSIGHTSREQUEST']._serialized_end=1625
+  _globals['_LISTINSIGHTSRESPONSE']._serialized_start=1627
+  _globals['_LISTINSIGHTSRESPONSE']._serialized_end=1699
+  _globals['_SUBMITSESSIONREQUEST']._serialized_start=1701
+  _globals['_SUBMITSESSIONREQUEST']._serialized_end=1780
+  _globals['_SUBMITSESSIONRESPONSE']._serialized_start=1782
+  _globals['_SUBMITSESSIONRESPONSE']._serialized_end=1855
+  _globals['_FAILSESSIONREQUEST']._serialized_start=1857
+  _globals['_FAILSESSIONREQUEST']._serialized_end=1933
+  _globals['_FAILSESSIONRESPONSE']._serialized_start=1935
+  _globals['_FAILSESSIONRESPONSE']._serialized_end=2006
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_start=2008
+  _globals['_INTERRUPTSESSIONREQUEST']._serialized_end=2089
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_start=2091
+  _globals['_INTERRUPTSESSIONRESPONSE']._serialized_end=2167
+  _globals['_SESSIONSERVICE']._serialized_start=2170
+  _globals['_SESSIONSERVICE']._serialized_end=3328
 # @@protoc_insertion_point(module_scope)

@@ -12,9 +12,11 @@ and judges no finding.
     AgentService      enrols agents                    agent_service.proto
     SessionService    starts, reads and ends sessions  this file
     RecordingService  adds executions and insights     recording_service.proto
+    ReviewService     completes sessions               review_service.proto
 
 A whole assessment is RegisterAgent, StartSession, RecordExecution and
-SaveInsight as often as needed, SubmitSession. Then a human reviewer has it.
+SaveInsight as often as needed, SubmitSession. Then a human reviewer has it:
+CompleteSession.
 
 The server answers gRPC reflection (v1 and v1alpha) and gRPC health
 (`grpc.health.v1`: for the server, and for each service by its full name).
@@ -24,6 +26,21 @@ With grpcurl, which takes and prints JSON:
     grpcurl -plaintext 127.0.0.1:50051 describe infrascout.sessions.v1.Session
     grpcurl -plaintext -d '{"status": "SESSION_STATUS_PENDING_REVIEW"}' \\
       127.0.0.1:50051 infrascout.sessions.v1.SessionService/ListSessions
+
+CALLERS
+
+A caller proves who it is with each call: by a token of the service or a JWT
+of the operator's identity provider, in the metadata as `authorization:
+Bearer …`, or by the client certificate of its connection, which a bearer
+proof goes before. It is a human or a service, and has roles. Who did what is
+on record as an `Actor`, taken from that proof and never from a request.
+
+The option `role` of an RPC says which role it takes to call it, and
+`access.proto` what the roles are. A server on a loopback address that has no
+identities configured takes a caller without a proof for the service `local`,
+which has every role but `reviewer`; a bad proof is refused there, too.
+Health and reflection ask for no proof. A call under way ends, too, some
+seconds after its token was revoked or has expired.
 
 ERRORS OF EVERY RPC
 
@@ -36,6 +53,12 @@ documents each reason. Each RPC lists its own; every RPC can also end with:
                         `google.rpc.BadRequest` lists every one that does.
                         Bytes that are no valid message are INVALID_ARGUMENT
                         too.
+    UNAUTHENTICATED     PROOF_MISSING_OR_INVALID: no proof of who calls, or
+                        one that does not hold.
+    PERMISSION_DENIED   ROLE_MISSING: the caller lacks the RPC's role.
+    RESOURCE_EXHAUSTED  QUOTA_EXCEEDED: the caller has as many calls under
+                        way, or failed proofs, as the server accepts; retry,
+                        after the delay in `google.rpc.RetryInfo`.
     UNAVAILABLE         OVERLOADED, DATABASE_UNAVAILABLE or SHUTTING_DOWN:
                         retry, after the delay in `google.rpc.RetryInfo`.
     INTERNAL            INTERNAL_ERROR: a fault of the server. Its log has
@@ -45,8 +68,10 @@ and every write with:
 
     RESOURCE_EXHAUSTED  STORAGE_FULL: the disk is full; nothing was written.
 
-What gRPC itself refuses (a message over 4 MiB, a deadline that passed, the
-transport) carries no ErrorInfo.
+Identity comes first, then quotas, then the request: a caller without the role
+learns nothing of the rest. What gRPC itself refuses (a message over 4 MiB,
+metadata over 16 KiB, a deadline that passed, the transport) carries no
+ErrorInfo.
 
 DURABILITY AND RETRIES
 

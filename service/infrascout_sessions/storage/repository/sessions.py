@@ -12,12 +12,14 @@ from infrascout_sessions.errors import (
     AgentNotFound,
     IllegalTransition,
     Refusal,
+    ReviewerNotIndependent,
     SessionNotFound,
     SessionNotRunning,
 )
 from infrascout_sessions.lifecycle import INITIAL, TRANSITIONS, Action, Status
 from infrascout_sessions.models import (
     Actor,
+    Independence,
     RequestKey,
     Session,
     SessionFilter,
@@ -48,6 +50,8 @@ def _session(row: Row) -> Session:
     for actor in (15, 17):
         if values[actor] is not None:
             values[actor] = actor_from_text(values[actor])
+    if values[19] is not None:
+        values[19] = Independence(values[19])
     return Session._make(values)
 
 
@@ -241,7 +245,11 @@ _END: Mapping[str, Any] = {"end_time": _TIME, "end_actor": _ACTOR}
 
 _CHANGES: Mapping[Action, Mapping[str, Any]] = {
     Action.SUBMIT: {"summary": _TEXT, "submit_time": _TIME, "submit_actor": _ACTOR},
-    Action.COMPLETE: {"review_comment": _TEXT, **_END},
+    Action.COMPLETE: {
+        "review_comment": _TEXT,
+        "review_independence": sa.bindparam("independence", type_=sa.Text),
+        **_END,
+    },
     Action.FAIL: {"status_reason": _TEXT, **_END},
     Action.INTERRUPT: {"status_reason": _TEXT, **_END},
 }
@@ -271,6 +279,22 @@ def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statemen
 
 _TRANSITIONS: Mapping[Action, Statement] = {action: _transition(action) for action in Action}
 
+# Who records holds the session's row, and so does who submits it: whoever finds a session pending
+# finds everybody who has recorded in it.
+_HAS_RECORDED = sa.exists(
+    sa.select(sa.literal_column("1"))
+    .where(session_recorders.c.session_id == sessions.c.session_id)
+    .where(session_recorders.c.actor == _ACTOR)
+)
+_INVOLVED: Mapping[str, sa.ColumnElement[bool]] = {
+    "started": sessions.c.start_actor == _ACTOR,
+    "submitted": sessions.c.submit_actor == _ACTOR,
+    "recorded": _HAS_RECORDED,
+}
+_COMPLETE_INDEPENDENTLY = _transition(
+    Action.COMPLETE, *(sa.not_(involved) for involved in _INVOLVED.values())
+)
+
 _IDLE = sessions.c.last_activity_time <= ServerTime() - sa.bindparam(
     "idle_microseconds", type_=sa.BigInteger
 )
@@ -298,6 +322,50 @@ def move(
     requests.remember(connection, request, session_id)
     connection.changed.add(session_id)
     return _session(row)
+
+
+@statement
+def _select_involvement(_dialect: DialectName) -> sa.Executable:
+    return sa.select(*_INVOLVED.values()).where(sessions.c.session_id == sa.bindparam("session_id"))
+
+
+def complete(
+    session_id: str,
+    comment: str,
+    reviewer: Actor,
+    independence: Independence,
+    request: RequestKey | None,
+    connection: Connection,
+) -> Session:
+    """Accept a session; with independence required, only by one who had no part in it.
+
+    Raises `SessionNotFound`, `IllegalTransition`, `ReviewerNotIndependent`, `RequestIdReused`.
+    """
+    if requests.earlier(connection, request) is not None:
+        return get(session_id, connection)
+    row = connection.one(
+        _COMPLETE_INDEPENDENTLY
+        if independence is Independence.REQUIRED
+        else _TRANSITIONS[Action.COMPLETE],
+        session_id=session_id,
+        text=comment,
+        actor=str(reviewer),
+        independence=independence.value,
+    )
+    if row is None:
+        raise _why_not_completed(session_id, reviewer, connection)
+    requests.remember(connection, request, session_id)
+    connection.changed.add(session_id)
+    return _session(row)
+
+
+def _why_not_completed(session_id: str, reviewer: Actor, connection: Connection) -> Refusal:
+    status = _status(session_id, connection)
+    row = connection.one(_select_involvement, session_id=session_id, actor=str(reviewer)) or ()
+    involvement = next((how for how, so in zip(_INVOLVED, row, strict=True) if so), None)
+    if involvement is None or status not in TRANSITIONS[Action.COMPLETE].sources:
+        return IllegalTransition(session_id, status, Action.COMPLETE)
+    return ReviewerNotIndependent(session_id, reviewer.subject, involvement)
 
 
 # Idle sessions.

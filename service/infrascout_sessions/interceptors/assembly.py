@@ -1,0 +1,62 @@
+"""The guard of a server, put together from its settings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from infrascout_sessions.config import Settings
+from infrascout_sessions.exposure import roles_by_name, takes_local
+from infrascout_sessions.interceptors.access import declared_roles
+from infrascout_sessions.interceptors.access_log import access_log
+from infrascout_sessions.interceptors.bounds import Bounds, FailedProofs
+from infrascout_sessions.interceptors.certificates import Certificates
+from infrascout_sessions.interceptors.guard import Guard
+from infrascout_sessions.interceptors.known_tokens import KnownTokens
+from infrascout_sessions.interceptors.proofs import Bearers, Proofs
+from infrascout_sessions.models import Clock
+from infrascout_sessions.storage.statement import Database
+
+
+@asynccontextmanager
+async def guarding(
+    settings: Settings, services: Iterable[ServiceDescriptor], database: Database, clock: Clock
+) -> AsyncIterator[Guard]:
+    """The guard of the services, until the block ends.
+
+    Raises `UndeclaredRoleError`, `ExposureError`, `AccessLogError`, `OIDCError`.
+    """
+    roles = declared_roles(services)
+    certificates = (
+        Certificates(roles_by_name(settings.mtls_roles, "--mtls-role", humans=False))
+        if settings.tls_client_ca
+        else None
+    )
+    tokens = KnownTokens(database, clock)
+    async with AsyncExitStack() as stack:
+        log = stack.enter_context(access_log(settings.access_log))
+        jwts: Bearers | None = None
+        if settings.oidc_issuer:
+            # Its library is an extra.
+            from infrascout_sessions.oidc import verifying
+
+            jwts = await stack.enter_async_context(verifying(settings))
+        noting = asyncio.create_task(tokens.keep_noting())
+        try:
+            yield Guard(
+                roles,
+                Proofs(
+                    tokens,
+                    jwts,
+                    certificates,
+                    FailedProofs(settings.maximum_failed_proofs),
+                    takes_local(settings),
+                ),
+                Bounds(settings),
+                log,
+            )
+        finally:
+            noting.cancel()
+            with suppress(asyncio.CancelledError):
+                await noting

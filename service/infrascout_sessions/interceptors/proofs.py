@@ -1,0 +1,120 @@
+"""From what comes with a call to who makes it."""
+
+from collections.abc import Iterable
+from typing import Any, Final, NoReturn, Protocol
+
+from infrascout_sessions.errors import ProofMissingOrInvalid
+from infrascout_sessions.identity import InvalidProofError
+from infrascout_sessions.interceptors.bounds import FailedProofs
+from infrascout_sessions.interceptors.certificates import Certificates
+from infrascout_sessions.models import LOCAL, Principal
+from infrascout_sessions.tokens import PREFIX, digest_of
+
+_SCHEME: Final = "bearer "
+
+
+class Bearers(Protocol):
+    """Whose a bearer proof of some kind is. Each method raises `InvalidProofError`."""
+
+    def recall(self, digest: bytes) -> Principal | None:
+        """The caller, if it is remembered."""
+        ...
+
+    def was_known(self, digest: bytes) -> bool:
+        """Whether the proof was good when last looked at."""
+        ...
+
+    async def find(self, secret: str, digest: bytes) -> Principal:
+        """The caller, by looking at the proof."""
+        ...
+
+
+class Proofs:
+    """Looks at the proofs of callers: a bearer token or JWT, else the connection's certificate.
+
+    `tokens` and `jwts` say whose they are, and `certificates` and `jwts` are None where such proofs
+    are not taken. With `takes_local`, a caller that shows nothing is the service `local`.
+    """
+
+    def __init__(
+        self,
+        tokens: Bearers,
+        jwts: Bearers | None,
+        certificates: Certificates | None,
+        failed: FailedProofs,
+        takes_local: bool,
+    ) -> None:
+        self._tokens = tokens
+        self._jwts = jwts
+        self._certificates = certificates
+        self._failed = failed
+        self._takes_local = takes_local
+
+    async def principal(self, context: Any) -> Principal:
+        """Who makes the call.
+
+        Raises `ProofMissingOrInvalid`, `QuotaExceeded`, `DatabaseUnavailable`.
+        """
+        try:
+            secret = _bearer(context.invocation_metadata())
+            if secret is None:
+                return self._without_bearer(context)
+            bearers = self._bearers_of(secret)
+            digest = digest_of(secret)
+            principal = bearers.recall(digest)
+        except InvalidProofError as error:
+            await self._failed.begin(context.peer())
+            _refuse(error)
+        if principal is not None:
+            return principal
+        # One that was good a moment ago is looked at without ado, however others fail.
+        peer = None if bearers.was_known(digest) else context.peer()
+        if peer is not None:
+            await self._failed.begin(peer)
+        try:
+            principal = await bearers.find(secret, digest)
+        except InvalidProofError as error:
+            _refuse(error)
+        if peer is not None:
+            self._failed.succeeded(peer)
+        return principal
+
+    def _bearers_of(self, secret: str) -> Bearers:
+        bearers = self._tokens if secret.startswith(PREFIX) else self._jwts
+        if bearers is None:
+            raise InvalidProofError("no token of this service")
+        return bearers
+
+    def _without_bearer(self, context: Any) -> Principal:
+        if self._certificates is not None:
+            principal = self._certificates.principal(context.auth_context())
+            if principal is not None:
+                return principal
+        if self._takes_local:
+            return LOCAL
+        raise InvalidProofError("no proof")
+
+
+def _refuse(error: InvalidProofError) -> NoReturn:
+    raise ProofMissingOrInvalid from error
+
+
+def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """The bearer proof among the metadata, None if there is none.
+
+    Raises `InvalidProofError` for anything but a single one.
+    """
+    found: str | bytes | None = None
+    for key, value in metadata:
+        if key == "authorization":
+            if found is not None:
+                raise InvalidProofError("more than one authorization")
+            found = value
+    if found is None:
+        return None
+    if not isinstance(found, str) or found[:7].lower() != _SCHEME:
+        raise InvalidProofError("the authorization is no bearer proof")
+    secret = found[7:]
+    if not secret or " " in secret or not secret.isascii():
+        raise InvalidProofError("the authorization is malformed")
+    return secret
