@@ -8,6 +8,7 @@ import typer
 
 from infrascout_sessions import __version__
 from infrascout_sessions.config import Settings
+from infrascout_sessions.mcp.command import mcp
 
 app = typer.Typer(
     help="The system of record for InfraScout's assessment sessions.",
@@ -156,6 +157,9 @@ def migrate(database_url: DatabaseUrl = _DEFAULTS.database_url) -> None:
     except DatabaseSetupError as error:
         raise _fail(error) from None
     typer.echo("The database is up to date.")
+
+
+app.command()(mcp)
 
 
 def main() -> None:
