@@ -3,16 +3,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
 
 from harness import (
     NO_SESSION,
@@ -34,6 +31,7 @@ from infrascout.sessions.v1.execution_pb2 import (
     Execution,
     Output,
 )
+from infrascout.sessions.v1.insight_pb2 import Insight
 from infrascout.sessions.v1.recording_service_pb2 import (
     AppendOutputRequest,
     BeginExecutionRequest,
@@ -52,14 +50,18 @@ from infrascout.sessions.v1.session_service_pb2 import (
     GetSessionResponse,
     InterruptSessionRequest,
     ListExecutionsRequest,
+    ListExecutionsResponse,
     ListInsightsRequest,
+    ListInsightsResponse,
     ListSessionsRequest,
     ReadOutputRequest,
+    ReadOutputResponse,
     StartSessionRequest,
     StartSessionResponse,
     SubmitSessionRequest,
 )
 from infrascout_sessions.client import AddressError, CallError, SessionsClient, open_channel
+from scripted import Handler, Script, answering, refusing, scripted, streaming
 
 
 @asynccontextmanager
@@ -226,90 +228,23 @@ async def test_a_server_that_says_nothing_is_a_passed_deadline() -> None:
                 assert silent.unanswered
 
 
-# A server of our own making says what the real one cannot be brought to say at will.
-
-Handler = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Any]
-
-
-class Scripted(grpc.GenericRpcHandler):
-    """Answers each call of any method by the next of its steps."""
-
-    def __init__(self, *steps: Handler) -> None:
-        self.steps = list(steps)
-        self.calls: list[tuple[str, bytes, dict[str, Any]]] = []
-
-    def service(self, details: Any) -> Any:
-        method = details.method.rpartition("/")[2]
-        metadata = dict(details.invocation_metadata)
-
-        async def unary(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            self.calls.append((method, request, metadata))
-            return await self.steps.pop(0)(request, context)
-
-        async def streamed(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            self.calls.append((method, request, metadata))
-            async for message in self.steps.pop(0)(request, context):
-                yield message
-
-        if method.startswith(("List", "Read")):
-            return grpc.unary_stream_rpc_method_handler(streamed)
-        return grpc.unary_unary_rpc_method_handler(unary)
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 @asynccontextmanager
-async def scripted(
+async def scripted_client(
     *steps: Handler, **settings: Any
-) -> AsyncIterator[tuple[SessionsClient, Scripted]]:
-    script = Scripted(*steps)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((script,))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with sessions_client(f"127.0.0.1:{port}", **settings) as sessions:
-            yield sessions, script
-    finally:
-        await server.stop(None)
-
-
-def answering(message: Any) -> Handler:
-    async def handler(_request: bytes, _context: Any) -> bytes:
-        return bytes(message.SerializeToString())
-
-    return handler
-
-
-async def _abort(
-    context: Any, code: grpc.StatusCode, reason: str = "", delay_seconds: float | None = None
-) -> None:
-    status = status_pb2.Status(code=code.value[0], message="no")
-    details: list[Any] = [error_details_pb2.ErrorInfo(domain="sessions.infrascout", reason=reason)]
-    if delay_seconds is not None:
-        delay = Duration()
-        delay.FromMicroseconds(round(delay_seconds * 1_000_000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    await context.abort(code, "no", (("grpc-status-details-bin", status.SerializeToString()),))
-
-
-def refusing(
-    code: grpc.StatusCode, reason: str = "", delay_seconds: float | None = None
-) -> Handler:
-    async def handler(_request: bytes, context: Any) -> None:
-        await _abort(context, code, reason, delay_seconds)
-
-    return handler
-
-
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+) -> AsyncIterator[tuple[SessionsClient, Script]]:
+    async with (
+        scripted(*steps) as script,
+        sessions_client(script.address, **settings) as sessions,
+    ):
+        yield sessions, script
 
 
 async def test_unavailable_is_repeated_with_the_same_request_id_after_the_delay_told() -> None:
     started = StartSessionResponse(session=Session(session_id="sess_1"))
-    async with scripted(
+    async with scripted_client(
         refusing(UNAVAILABLE, "OVERLOADED", 0.4),
         refusing(UNAVAILABLE),
         answering(started),
@@ -325,7 +260,7 @@ async def test_unavailable_is_repeated_with_the_same_request_id_after_the_delay_
 
 
 async def test_a_delay_beyond_the_deadline_is_not_waited_for() -> None:
-    async with scripted(refusing(UNAVAILABLE, "SHUTTING_DOWN", 30), deadline_seconds=2) as (
+    async with scripted_client(refusing(UNAVAILABLE, "SHUTTING_DOWN", 30), deadline_seconds=2) as (
         sessions,
         _,
     ):
@@ -345,14 +280,14 @@ async def test_a_delay_beyond_the_deadline_is_not_waited_for() -> None:
     ],
 )
 async def test_nothing_else_is_repeated(code: grpc.StatusCode, reason: str) -> None:
-    async with scripted(refusing(code, reason)) as (sessions, script):
+    async with scripted_client(refusing(code, reason)) as (sessions, script):
         refused = await error_of(sessions.get_session("s"))
         assert (refused.code, refused.reason, len(script.calls)) == (code, reason, 1)
 
 
 async def test_the_token_is_a_callers_own() -> None:
     answer = answering(GetSessionResponse())
-    async with scripted(answer, answer, answer, token="one") as (sessions, script):
+    async with scripted_client(answer, answer, answer, token="one") as (sessions, script):
         await sessions.get_session("s")
         await sessions.with_token("two").get_session("s")
         await sessions.with_token("").get_session("s")
@@ -361,29 +296,17 @@ async def test_the_token_is_a_callers_own() -> None:
 
 
 def _executions(*executions: tuple[int, Any]) -> bytes:
-    from infrascout.sessions.v1.session_service_pb2 import ListExecutionsResponse
-
     return ListExecutionsResponse(
         executions=[Execution(sequence=n, state=state) for n, state in executions]
     ).SerializeToString()
-
-
-def streaming(*messages: bytes, then: grpc.StatusCode | None = None) -> Handler:
-    async def handler(_request: bytes, context: Any) -> AsyncIterator[bytes]:
-        for message in messages:
-            yield message
-        if then is not None:
-            await _abort(context, then, "SHUTTING_DOWN")
-
-    return handler
 
 
 EXITED, UNFINISHED = EXECUTION_STATE_EXITED, EXECUTION_STATE_UNFINISHED
 
 
 async def test_executions_go_on_where_the_stream_broke() -> None:
-    async with scripted(
-        refusing_stream(UNAVAILABLE),
+    async with scripted_client(
+        streaming(then=UNAVAILABLE),
         streaming(_executions((3, EXITED), (4, UNFINISHED)), then=UNAVAILABLE),
         streaming(_executions((5, EXITED)), then=grpc.StatusCode.DEADLINE_EXCEEDED),
         streaming(_executions((6, EXITED))),
@@ -401,12 +324,8 @@ async def test_executions_go_on_where_the_stream_broke() -> None:
         assert all(each.failed_only for each in asked)
 
 
-def refusing_stream(code: grpc.StatusCode) -> Handler:
-    return streaming(then=code)
-
-
 async def test_following_resumes_before_the_oldest_unfinished_and_repeats_nothing() -> None:
-    async with scripted(
+    async with scripted_client(
         streaming(_executions((1, EXITED), (2, UNFINISHED), (3, EXITED)), then=UNAVAILABLE),
         streaming(_executions((2, UNFINISHED), (3, EXITED), (4, EXITED)), then=UNAVAILABLE),
         streaming(
@@ -429,16 +348,13 @@ async def test_following_resumes_before_the_oldest_unfinished_and_repeats_nothin
 
 
 async def test_insights_and_outputs_are_resumed() -> None:
-    from infrascout.sessions.v1.insight_pb2 import Insight
-    from infrascout.sessions.v1.session_service_pb2 import ListInsightsResponse, ReadOutputResponse
-
     def insight(key: str) -> bytes:
         return ListInsightsResponse(insight=Insight(key=key)).SerializeToString()
 
     def data(content: bytes) -> bytes:
         return ReadOutputResponse(data=content).SerializeToString()
 
-    async with scripted(
+    async with scripted_client(
         streaming(insight("a"), insight("b"), then=UNAVAILABLE),
         streaming(insight("a"), insight("b"), insight("c")),
         streaming(data(b"abc"), then=UNAVAILABLE),
@@ -520,7 +436,7 @@ async def test_over_tls_the_server_proves_its_name(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     _certificate(key, certificate)
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((Scripted(answering(GetSessionResponse())),))
+    server.add_generic_rpc_handlers((Script([answering(GetSessionResponse())]),))
     credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()

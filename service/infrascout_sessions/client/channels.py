@@ -30,6 +30,18 @@ def stays_here(address: str) -> bool:
     return address.startswith("unix:") or is_loopback(address.rpartition(":")[0])
 
 
+def check_address(address: str, *, tls: bool, token: str) -> None:
+    """Raise `AddressError` for what is none, or where the token would travel in the clear."""
+    if not address.startswith("unix:"):
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
+            raise AddressError(f"{address!r} is no address: HOST:PORT or unix:PATH is")
+    if token and not tls and not stays_here(address):
+        raise AddressError(
+            f"the token would travel to {address} unencrypted: use TLS, or a tunnel to 127.0.0.1"
+        )
+
+
 def open_channel(
     address: str,
     *,
@@ -43,15 +55,8 @@ def open_channel(
     authorities that gRPC trusts. Name the `token` that calls will carry: `AddressError` is raised
     where it would leave this machine unencrypted.
     """
-    if not address.startswith("unix:"):
-        host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):
-            raise AddressError(f"{address!r} is no address: HOST:PORT or unix:PATH is")
+    check_address(address, tls=tls, token=token)
     local = stays_here(address)
-    if token and not tls and not local:
-        raise AddressError(
-            f"the token would travel to {address} unencrypted: use TLS, or a tunnel to 127.0.0.1"
-        )
     # A proxy for the web is none for this machine's own ports.
     options = (*_OPTIONS, ("grpc.enable_http_proxy", 0)) if local else _OPTIONS
     if not tls:

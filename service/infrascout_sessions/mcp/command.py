@@ -1,8 +1,9 @@
 """The command `infrascout-sessions mcp`."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,39 +75,47 @@ def mcp(
 ) -> None:
     """Offer the session tools to AI assistants, over the Model Context Protocol."""
     from infrascout_sessions.client import AddressError
+    from infrascout_sessions.mcp.settings import SetupError, ToolSettings, http_settings
 
-    try:
-        from infrascout_sessions.mcp.transports import (
-            SetupError,
-            ToolSettings,
-            configure_log,
-            serve,
-        )
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
-            raise
-        raise _fail(_MISSING) from None
-    try:
-        root_certificates = tls_roots.read_bytes() if tls_roots else None
-    except OSError as error:
-        raise _fail(f"cannot read {tls_roots}: {error.strerror}") from None
     try:
         settings = ToolSettings(
             address=address,
-            http=http,
+            http=http_settings(
+                http,
+                allow_remote=allow_remote,
+                allowed_hosts=allowed_host or (),
+                allowed_origins=allowed_origin or (),
+            )
+            if http
+            else None,
             token=token,
             tls=tls or tls_roots is not None,
-            root_certificates=root_certificates,
+            root_certificates=_read(tls_roots),
             tools=tools,
             deadline_seconds=deadline,
-            allow_remote=allow_remote,
-            allowed_hosts=tuple(allowed_host or ()),
-            allowed_origins=tuple(allowed_origin or ()),
         )
+        serve, configure_log = _transports()
         configure_log(log_level)
         asyncio.run(serve(settings, _ready))
     except (SetupError, AddressError) as error:
         raise _fail(str(error)) from None
+
+
+def _transports() -> tuple[Callable[..., Coroutine[Any, Any, None]], Callable[[str], None]]:
+    try:
+        from infrascout_sessions.mcp.transports import configure_log, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+            raise
+        raise _fail(_MISSING) from None
+    return serve, configure_log
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise _fail(f"cannot read {path}: {error.strerror}") from None
 
 
 def _ready(url: str) -> None:

@@ -63,7 +63,7 @@ def schema(parameters: Sequence[Parameter]) -> dict[str, Any]:
 
 
 def checked(parameters: Sequence[Parameter], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The values by name, defaults filled in; an optional one that is null or empty is left out.
+    """The values by name, defaults filled in; an optional one that is null is left out.
 
     Raises `ArgumentsError` with all that is wrong at once.
     """
@@ -75,8 +75,10 @@ def checked(parameters: Sequence[Parameter], arguments: Mapping[str, Any]) -> di
     values: dict[str, Any] = {}
     for parameter in parameters:
         value = arguments.get(parameter.name)
-        # What a model leaves out it often sends as null, or as an empty text.
-        if value is None or (value == "" and not parameter.required):
+        # What a model leaves out it often sends as null, or as an empty text. Where any text may
+        # stand, an empty one says something: an output that was captured, and is empty.
+        free = parameter.kind == "string" and not parameter.choices
+        if value is None or (value == "" and not free):
             value = parameter.default
         if value is None:
             if parameter.required:
