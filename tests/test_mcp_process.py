@@ -32,7 +32,7 @@ def _tokens(script: Any) -> list[str | None]:
 async def test_over_stdio_the_configured_token_is_used() -> None:
     async with scripted(answering(SESSION)) as script:
         async with over_stdio(
-            script.address, environment={"INFRASCOUT_TOKEN": "from-env"}
+            script.address, environment={"INFRASCOUT_TOKEN": "from-env\n"}
         ) as assistant:
             await assistant.ask("session_get", session_id="sess_1")
         async with over_stdio(script.address, "--token", "given") as assistant:
@@ -144,6 +144,7 @@ async def test_other_hosts_and_origins_are_refused() -> None:
             ),
             "callers' tokens would travel",
         ),
+        (("--token", "two words"), "the token is none"),
         (("--tls-roots", "/nowhere.pem"), "cannot read /nowhere.pem"),
     ],
 )

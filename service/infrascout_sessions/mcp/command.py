@@ -88,7 +88,8 @@ def mcp(
             )
             if http
             else None,
-            token=token,
+            # As a file or a secret store gives it, with the end of its line.
+            token=token.strip(),
             tls=tls or tls_roots is not None,
             root_certificates=_read(tls_roots),
             tools=tools,

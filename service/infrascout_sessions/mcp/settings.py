@@ -1,10 +1,14 @@
 """What the tools are told, and what of it is refused: before the SDK is even loaded."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from infrascout_sessions.client.channels import check_address, is_loopback, stays_here
+
+# What RFC 6750 allows a bearer token to be.
+TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 _LOOPBACK_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 
@@ -40,6 +44,8 @@ class ToolSettings:
 
     def __post_init__(self) -> None:
         check_address(self.address, tls=self.tls, token=self.token)
+        if self.token and not TOKEN.fullmatch(self.token):
+            raise SetupError("the token is none: it has characters that no bearer token has")
         if self.http is None:
             return
         if self.token:
