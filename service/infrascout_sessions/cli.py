@@ -9,6 +9,7 @@ import typer
 
 from infrascout_sessions import __version__, options, token_commands
 from infrascout_sessions.config import Settings
+from infrascout_sessions.mcp.command import mcp
 
 app = typer.Typer(
     help="The system of record for InfraScout's assessment sessions.",
@@ -308,6 +309,9 @@ def demo(
         asyncio.run(run(address))
     except DemoError as error:
         raise _fail(error) from None
+
+
+app.command()(mcp)
 
 
 def main() -> None:
