@@ -1,4 +1,4 @@
-"""The command line: `infrascout-sessions serve`, `migrate`, `demo`, `token`."""
+"""The command line: `infrascout-sessions serve`, `migrate`, `copy`, `demo`, `token`, `mcp`."""
 
 import asyncio
 import signal
@@ -291,6 +291,35 @@ def migrate(database_url: DatabaseUrl = _DEFAULTS.database_url) -> None:
     except DatabaseSetupError as error:
         raise _fail(error) from None
     typer.echo("The database is up to date.")
+
+
+@app.command()
+def copy(
+    from_url: Annotated[
+        str,
+        typer.Option("--from", help="The database to copy, which nobody may write in meanwhile."),
+    ],
+    to_url: Annotated[
+        str, typer.Option("--to", help="An empty database, or a copy of --from that was stopped.")
+    ],
+) -> None:
+    """Copy everything from one database to another, and verify the copy.
+
+    Stopped at any point, killed even, it goes on when it is run again.
+    """
+    from rich.console import Console
+
+    from infrascout_sessions.progress import shown
+    from infrascout_sessions.storage.database import DatabaseSetupError, copy_database
+
+    try:
+        with shown(Console()) as report:
+            tables = asyncio.run(copy_database(from_url, to_url, report))
+    except DatabaseSetupError as error:
+        raise _fail(error) from None
+    for table in tables:
+        typer.echo(f"{table.table_name:<20} {table.rows:>13,} rows  sha256 {table.sha256}")
+    typer.echo("Copied and verified: counts and digests are the same on both sides.")
 
 
 @app.command()

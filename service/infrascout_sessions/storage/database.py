@@ -1,18 +1,26 @@
 """Opens the database that a URL names."""
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from infrascout_sessions.config import Settings
 from infrascout_sessions.models import Clock, system_clock
 from infrascout_sessions.storage import sqlite
-from infrascout_sessions.storage.migrations import DatabaseTooNewError, migrate
+from infrascout_sessions.storage.copying import run
+from infrascout_sessions.storage.copying.pages import Content
+from infrascout_sessions.storage.copying.progress import AGAIN, CopyError, is_unfinished
+from infrascout_sessions.storage.migrations import (
+    DatabaseTooNewError,
+    DatabaseTooOldError,
+    migrate,
+    require_migrated,
+)
 from infrascout_sessions.storage.statement import Database
 
 _SQLITE = "sqlite+aiosqlite"
@@ -72,16 +80,27 @@ def _engine(url: sa.URL) -> AsyncEngine:
     return postgres.create_engine(url)
 
 
-async def _migrate(engine: AsyncEngine, url: sa.URL) -> None:
-    name = _file(url) if url.drivername == _SQLITE else url.render_as_string()
+def _name(url: sa.URL) -> str:
+    return str(_file(url)) if url.drivername == _SQLITE else url.render_as_string()
+
+
+def _reason(error: Exception) -> object:
+    return getattr(error, "orig", None) or error
+
+
+async def _migrate(engine: AsyncEngine, url: sa.URL, *, to_serve: bool = False) -> None:
     try:
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
+            if to_serve and await connection.run_sync(is_unfinished):
+                raise DatabaseSetupError(
+                    f"{_name(url)} is an unfinished copy: run `infrascout-sessions copy` again, "
+                    "which goes on where it was stopped"
+                )
     except DatabaseTooNewError as error:
         raise DatabaseSetupError(str(error)) from error
     except (SQLAlchemyError, OSError) as error:
-        reason = getattr(error, "orig", None) or error
-        raise DatabaseSetupError(f"{name} cannot be used: {reason}") from error
+        raise DatabaseSetupError(f"{_name(url)} cannot be used: {_reason(error)}") from error
 
 
 def _make_folder(url: sa.URL) -> None:
@@ -130,6 +149,60 @@ async def open_for_command(url: str, clock: Clock) -> AsyncIterator[Database]:
         await database.close()
 
 
+async def copy_database(from_url: str, to_url: str, report: run.Report) -> Sequence[Content]:
+    """Copy everything from one database to another one that is empty, and verify it.
+
+    Goes on with a copy that was stopped. Gives what each table holds, on both sides. Raises
+    `DatabaseSetupError`.
+    """
+    source, target = parsed(from_url), parsed(to_url)
+    if source == target:
+        raise DatabaseSetupError("--from and --to name the same database")
+    with ExitStack() as stack:
+        if source.drivername == _SQLITE:
+            if not _file(source).is_file():
+                raise DatabaseSetupError(f"there is no database {source.database}")
+            stack.enter_context(_sole_use(source))
+        if target.drivername == _SQLITE:
+            _make_folder(target)
+            stack.enter_context(_sole_use(target))
+        return await _copy(source, target, report)
+
+
+async def _copy(source: sa.URL, target: sa.URL, report: run.Report) -> Sequence[Content]:
+    from_engine, to_engine = _engine(source), _engine(target)
+    try:
+        async with _begun(from_engine, source) as from_connection:
+            revision = await from_connection.run_sync(require_migrated)
+            await _migrate(to_engine, target)
+            async with to_engine.connect() as to_connection:
+                return await run.copy(from_connection, to_connection, revision, report)
+    except (DatabaseTooNewError, DatabaseTooOldError) as error:
+        raise DatabaseSetupError(f"{_name(source)}: {error}") from error
+    except CopyError as error:
+        raise DatabaseSetupError(str(error)) from error
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseSetupError(f"the copy was cut off: {_reason(error)}; {AGAIN}") from error
+    finally:
+        await from_engine.dispose()
+        await to_engine.dispose()
+
+
+@asynccontextmanager
+async def _begun(engine: AsyncEngine, url: sa.URL) -> AsyncIterator[AsyncConnection]:
+    """A transaction. Raises `DatabaseSetupError`."""
+    connection = engine.connect()
+    try:
+        await connection.start()
+    except (SQLAlchemyError, OSError) as error:
+        raise DatabaseSetupError(f"{_name(url)} cannot be used: {_reason(error)}") from error
+    try:
+        async with connection.begin():
+            yield connection
+    finally:
+        await connection.close()
+
+
 def open_database(settings: Settings, clock: Clock) -> AbstractAsyncContextManager[Database]:
     """The database, migrated; an SQLite file is this process's alone until the block ends.
 
@@ -140,9 +213,9 @@ def open_database(settings: Settings, clock: Clock) -> AbstractAsyncContextManag
     return open_kind(url, settings, clock)
 
 
-@asynccontextmanager
-async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIterator[Database]:
-    _make_folder(url)
+@contextmanager
+def _sole_use(url: sa.URL) -> Iterator[None]:
+    """Hold the lock of an SQLite file. Raises `DatabaseSetupError`."""
     lock = FileLock(f"{url.database}.lock")
     try:
         lock.acquire(timeout=0)
@@ -153,8 +226,17 @@ async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIt
     except OSError as error:
         raise DatabaseSetupError(f"{lock.lock_file} cannot be made: {error.strerror}") from error
     try:
+        yield
+    finally:
+        lock.release()
+
+
+@asynccontextmanager
+async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIterator[Database]:
+    _make_folder(url)
+    with _sole_use(url):
         engine = _engine(url)
-        await _migrate(engine, url)
+        await _migrate(engine, url, to_serve=True)
         database = await sqlite.SQLiteDatabase.open(
             engine, clock, maximum_waiting=settings.maximum_waiting_writes
         )
@@ -162,15 +244,13 @@ async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIt
             yield database
         finally:
             await database.close()
-    finally:
-        lock.release()
 
 
 @asynccontextmanager
 async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIterator[Database]:
     engine = _engine(url)
     try:
-        await _migrate(engine, url)
+        await _migrate(engine, url, to_serve=True)
     finally:
         await engine.dispose()
     from infrascout_sessions.storage import postgres

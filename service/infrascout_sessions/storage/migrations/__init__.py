@@ -22,6 +22,16 @@ class DatabaseTooNewError(Exception):
         )
 
 
+class DatabaseTooOldError(Exception):
+    """An earlier version of the program has migrated the database, or none."""
+
+    def __init__(self, revision: str | None, head: str) -> None:
+        super().__init__(
+            f"the database is at {f'revision {revision}' if revision else 'no revision'}, and not "
+            f"at {head}, this version's: run `infrascout-sessions migrate` on it first"
+        )
+
+
 def configuration() -> Config:
     """Alembic's settings, without a file."""
     config = Config()
@@ -38,13 +48,31 @@ def migrate(connection: sa.Connection) -> None:
         # Many replicas start at once: one migrates, the others wait and find it done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = configuration()
-    script = ScriptDirectory.from_config(config)
-    current = MigrationContext.configure(connection).get_current_revision()
-    if current == script.get_current_head():
+    current, head = _revisions(connection, ScriptDirectory.from_config(config))
+    if current == head:
         return
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def require_migrated(connection: sa.Connection) -> str:
+    """The revision of this program, at which the database is.
+
+    Raises `DatabaseTooNewError`, `DatabaseTooOldError`.
+    """
+    current, head = _revisions(connection, ScriptDirectory.from_config(configuration()))
+    if current != head:
+        raise DatabaseTooOldError(current, head)
+    return head
+
+
+def _revisions(connection: sa.Connection, script: ScriptDirectory) -> tuple[str | None, str]:
+    """That of the database and that of this program. Raises `DatabaseTooNewError`."""
+    current = MigrationContext.configure(connection).get_current_revision()
     if current is not None and current not in {
         revision.revision for revision in script.walk_revisions()
     }:
         raise DatabaseTooNewError(current)
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    head = script.get_current_head()
+    assert head is not None  # noqa: S101 - there are migrations
+    return current, head

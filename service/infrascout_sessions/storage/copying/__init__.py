@@ -1,0 +1,1 @@
+"""Copies everything from one database to another, of either kind."""
