@@ -1,5 +1,6 @@
 """Opens the database that a URL names."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -45,11 +46,14 @@ def _file(url: sa.URL) -> Path:
 
 async def _migrate(engine: AsyncEngine, url: sa.URL) -> None:
     try:
+        # Where opening fails, aiosqlite leaves a thread behind that may outlive the event loop, and
+        # then ends with a traceback.
+        sqlite3.connect(_file(url)).close()
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
     except DatabaseTooNewError as error:
         raise DatabaseSetupError(str(error)) from error
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         reason = getattr(error, "orig", None) or error
         raise DatabaseSetupError(f"{_file(url)} cannot be used: {reason}") from error
 
