@@ -1,18 +1,30 @@
 """Fixtures: a database of its own for each test, and a server on it with a client."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from harness import Client, FrozenClock, Ids, serving
+from infrascout_sessions.storage.database import migrate_database
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its tables, to be copied: migrating takes longer than most tests."""
+    file = tmp_path_factory.mktemp("migrated") / "sessions.db"
+    asyncio.run(migrate_database(f"sqlite+aiosqlite:///{file}"))
+    return file
 
 
 @pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, migrated_sqlite_file: Path) -> str:
     """The URL of an empty database; every test that uses it runs on each kind."""
     assert request.param == "sqlite"
-    return f"sqlite+aiosqlite:///{tmp_path / 'sessions.db'}"
+    file = shutil.copy(migrated_sqlite_file, tmp_path)
+    return f"sqlite+aiosqlite:///{file}"
 
 
 @pytest.fixture

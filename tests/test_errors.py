@@ -22,7 +22,6 @@ from harness import (
     serving,
     settings_for,
     start_session,
-    submit,
 )
 from infrascout.sessions.v1 import error_reason_pb2
 from infrascout.sessions.v1 import session_service_pb2 as pb
@@ -202,19 +201,6 @@ async def test_a_stream_says_that_the_server_stops(database_url: str, what: str)
 async def test_an_unknown_method_is_refused_by_grpc(client: Client, path: str) -> None:
     error = await failed(client.channel.unary_unary(path, bytes, bytes)(b""))
     assert error.code() is CODE.UNIMPLEMENTED
-
-
-async def test_a_message_with_an_odd_id_arrives_as_it_is(client: Client) -> None:
-    session_id = await running_session(client)
-    request_id = "100% \n é 𝄞"
-    await submit(client, session_id, request_id=request_id)
-    answer = await refused(
-        submit(client, session_id, request_id=request_id, summary="else"),
-        CODE.ALREADY_EXISTS,
-        "REQUEST_ID_REUSED",
-        request_id=request_id,
-    )
-    assert request_id in answer.message
 
 
 async def test_a_refusal_harms_no_other_call(client: Client) -> None:

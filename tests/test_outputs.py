@@ -46,22 +46,25 @@ WHOLE: dict[str, tuple[str | bytes, str | bytes]] = {
 }
 
 
-@pytest.mark.parametrize("field", ["output", "error_output"])
 @pytest.mark.parametrize("case", WHOLE)
-async def test_no_byte_is_lost(client: Client, field: str, case: str) -> None:
+async def test_no_byte_is_lost(client: Client, case: str) -> None:
     sent, read = WHOLE[case]
     session_id = await running_session(client)
-    recorded = await record(client, session_id, **{field: sent_as(sent)})
-    request = pb.GetExecutionRequest(session_id=session_id, sequence=1)
-    got = (await client.sessions.GetExecution(request)).execution
-    [listed] = await list_executions(client, session_id)
-    other = "error_output" if field == "output" else "output"
+    recorded = [
+        await record(client, session_id, output=sent_as(sent)),
+        await record(client, session_id, error_output=sent_as(sent)),
+    ]
+    assert await list_executions(client, session_id) == recorded
     expected = sent_as(read)
     expected.size_bytes = len(bytes_of(sent))
     expected.sha256 = sha256(bytes_of(sent)).hexdigest()
-    for execution in (recorded, got, listed):
+    for execution, field, other in zip(
+        recorded, ("output", "error_output"), ("error_output", "output"), strict=True
+    ):
         assert getattr(execution, field) == expected
         assert not execution.HasField(other)
+        request = pb.GetExecutionRequest(session_id=session_id, sequence=execution.sequence)
+        assert (await client.sessions.GetExecution(request)).execution == execution
 
 
 @pytest.mark.parametrize("field", ["output", "error_output"])

@@ -428,4 +428,4 @@ async def test_what_was_acknowledged_is_seen_by_every_read_after(database_url: s
                 assert session.execution_count == acknowledged[session_id] == 6 * 25
                 assert session.insight_count == insights[session_id] == 6 * 5
             done.set()
-        assert reads > 500
+        assert reads > 100

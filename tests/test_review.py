@@ -422,7 +422,7 @@ async def test_racing_for_a_part_in_it(database_url: str) -> None:
         completed = 0
         for round_number in range(25):
             session_id = await running_session(server, f"ag_{round_number}")
-            calls = [submit(server, session_id)]
+            calls: list[Coroutine[Any, Any, Any]] = [submit(server, session_id)]
             for client in clients:
                 calls.append(record(client, session_id))
                 calls.extend(partial(complete_session, client, session_id)() for _ in range(2))

@@ -1,5 +1,6 @@
 """Opens the database that a URL names."""
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -90,6 +91,10 @@ def _reason(error: Exception) -> object:
 
 async def _migrate(engine: AsyncEngine, url: sa.URL, *, to_serve: bool = False) -> None:
     try:
+        if url.drivername == _SQLITE:
+            # Where opening fails, aiosqlite leaves a thread behind that may outlive the event loop,
+            # and then ends with a traceback.
+            sqlite3.connect(_file(url)).close()
         async with engine.begin() as connection:
             await connection.run_sync(migrate)
             if to_serve and await connection.run_sync(is_unfinished):
@@ -99,7 +104,7 @@ async def _migrate(engine: AsyncEngine, url: sa.URL, *, to_serve: bool = False) 
                 )
     except DatabaseTooNewError as error:
         raise DatabaseSetupError(str(error)) from error
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise DatabaseSetupError(f"{_name(url)} cannot be used: {_reason(error)}") from error
 
 
