@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 import typer
 
-from harness import Client, get_session, list_executions, list_insights
+from harness import Client, clean_environment, get_session, list_executions, list_insights
 from infrascout.sessions.v1 import session_pb2
 from infrascout_sessions.cli import app
 
@@ -20,7 +20,10 @@ README: Final = (ROOT / "README.md").read_text()
 BUF: Final = Path(sys.executable).with_name("buf")
 GRPCURL: Final = shutil.which("grpcurl") or str(Path.home() / "go" / "bin" / "grpcurl")
 
-STEPS: Final = ("register", "start", "record", "list", "save", "submit", "awaiting review")
+STEPS: Final = (
+    *("register", "start", "record", "list", "save", "submit", "awaiting review"),
+    *("token", "complete"),
+)
 
 
 def _blocks(section: str) -> list[str]:
@@ -28,14 +31,23 @@ def _blocks(section: str) -> list[str]:
     return re.findall(r"(?ms)^```sh\n(.*?)^```$", text)
 
 
-async def _walk_through(call: str, steps: list[str], address: str) -> list[tuple[int, Any]]:
+async def _walk_through(
+    call: str, steps: list[str], address: str, database_url: str
+) -> list[tuple[int, Any]]:
     """The exit code and the reply of each step, all run in one shell as somebody types them."""
     # A reply ends with a line of NUL and the exit code.
     script = call + "".join(f"{step}printf '\\000%d\\n' $?\n" for step in steps)
     script = script.replace("127.0.0.1:50051", address)
-    script = script.replace(".venv/bin/buf", str(BUF)).replace("  grpcurl ", f"  {GRPCURL} ")
+    script = script.replace(".venv/bin/buf", str(BUF)).replace("grpcurl ", f"{GRPCURL} ")
+    script = script.replace(
+        ".venv/bin/infrascout-sessions", f"{sys.executable} -m infrascout_sessions"
+    )
     process = await asyncio.create_subprocess_exec(
-        "sh", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        "sh",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=clean_environment(INFRASCOUT_DATABASE_URL=database_url),
     )
     stdout, _ = await process.communicate(script.encode())
     return [
@@ -53,19 +65,26 @@ async def _walk_through(call: str, steps: list[str], address: str) -> list[tuple
         ),
     ],
 )
-async def test_the_walk_through_works_as_it_stands(client: Client, tool: str) -> None:
-    buf, grpcurl, *steps = _blocks("A session, step by step")
+async def test_the_walk_through_works_as_it_stands(
+    client: Client, database_url: str, tool: str
+) -> None:
+    buf, grpcurl, *steps, by_buf, by_grpcurl = _blocks("A session, step by step")
+    steps.append(by_buf if tool == "buf" else by_grpcurl)
     assert ("buf curl" in buf, "grpcurl" in grpcurl, len(steps)) == (True, True, len(STEPS))
     steps.insert(STEPS.index("record"), steps[STEPS.index("record")])  # "Call it twice"
-    outcomes = await _walk_through({"buf": buf, "grpcurl": grpcurl}[tool], steps, client.address)
+    outcomes = await _walk_through(
+        {"buf": buf, "grpcurl": grpcurl}[tool], steps, client.address, database_url
+    )
     assert [code for code, _ in outcomes] == [0] * len(steps)
 
-    registered, started, recorded, again, listed, saved, submitted, awaiting = (
+    registered, started, recorded, again, listed, saved, submitted, awaiting, _, completed = (
         reply for _, reply in outcomes
     )
     session_id = started.strip()
     session = await get_session(client, session_id)
-    assert session.status == session_pb2.SESSION_STATUS_PENDING_REVIEW
+    assert session.status == session_pb2.SESSION_STATUS_COMPLETED
+    assert session.review.reviewer.subject == "alice"
+    assert _read(completed)["session"]["status"] == "SESSION_STATUS_COMPLETED"
     assert [e.command for e in await list_executions(client, session_id)] == ["ss -tln"]
     assert [i.key for i in await list_insights(client, session_id)] == ["tcp/5432"]
     assert _read(registered)["agent"]["hostname"] == "web-1"
@@ -80,15 +99,22 @@ def _read(reply: str) -> Any:
     return json.loads(reply)
 
 
+def _default(value: object) -> str:
+    if value is None or value is False or value == []:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def test_the_settings_are_those_of_serve() -> None:
     [text] = re.findall(r"(?ms)^## Settings$(.*?)^## ", README)
     rows = re.findall(r"(?m)^\| `(--\S+)` \| `(\w+)` \| *`?([^|`]*?)`? *\|", text)
     command = typer.main.get_command(app)
     assert isinstance(command, typer.core.TyperGroup)
     options = [
-        (option.opts[0], option.envvar, f"{option.default:g}")
-        if isinstance(option.default, float)
-        else (option.opts[0], option.envvar, str(option.default))
+        (option.opts[0], option.envvar, _default(option.default))
         for option in command.commands["serve"].params
+        if not getattr(option, "hidden", False)
     ]
     assert rows == options
