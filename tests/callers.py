@@ -175,12 +175,12 @@ async def call(
         async def requests() -> AsyncIterator[bytes]:
             yield data
 
-        calling_ = channel.stream_stream(path, response_deserializer=answer)
-        return [message async for message in calling_(requests(), metadata=metadata)]
+        both: Any = channel.stream_stream(path, response_deserializer=answer)
+        return [message async for message in both(requests(), metadata=metadata)]
     if method.server_streaming:
-        streaming = channel.unary_stream(path, response_deserializer=answer)
+        streaming: Any = channel.unary_stream(path, response_deserializer=answer)
         return [message async for message in streaming(data, metadata=metadata)]
-    unary = channel.unary_unary(path, response_deserializer=answer)
+    unary: Any = channel.unary_unary(path, response_deserializer=answer)
     return [await unary(data, metadata=metadata)]
 
 

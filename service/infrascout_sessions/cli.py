@@ -145,7 +145,6 @@ def serve(
     from infrascout_sessions import logs
     from infrascout_sessions.exposure import ExposureError
     from infrascout_sessions.interceptors.access_log import AccessLogError
-    from infrascout_sessions.oidc import OIDCError
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
     from infrascout_sessions.storage.database import DatabaseSetupError
@@ -202,13 +201,7 @@ def serve(
     logs.configure(log_level)
     try:
         asyncio.run(serve_settings(settings, ready))
-    except (
-        ListenError,
-        DatabaseSetupError,
-        ExposureError,
-        AccessLogError,
-        OIDCError,
-    ) as error:
+    except (ListenError, DatabaseSetupError, ExposureError, AccessLogError) as error:
         raise _fail(error) from None
 
 
