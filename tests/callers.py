@@ -9,7 +9,6 @@ from typing import Any, Final
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health_pb2_grpc
 
 from harness import Client
 from infrascout.sessions.v1 import (
@@ -176,8 +175,8 @@ async def call(
         async def requests() -> AsyncIterator[bytes]:
             yield data
 
-        calling_: Any = channel.stream_stream(path, response_deserializer=answer)
-        return [message async for message in calling_(requests(), metadata=metadata)]
+        both: Any = channel.stream_stream(path, response_deserializer=answer)
+        return [message async for message in both(requests(), metadata=metadata)]
     if method.server_streaming:
         streaming: Any = channel.unary_stream(path, response_deserializer=answer)
         return [message async for message in streaming(data, metadata=metadata)]
@@ -198,13 +197,3 @@ async def code_of(
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
-
-
-async def next_of(stream: Any) -> Any:
-    """The next message of a stream."""
-    return await stream.read()
-
-
-def health_stub(channel: grpc.aio.Channel) -> Any:
-    """The health service behind a channel; its types know blocking channels only."""
-    return health_pb2_grpc.HealthStub(channel)

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from callers import HUMAN, SERVICE, bearer, calling, health_stub, make_token, make_tokens
+from callers import HUMAN, SERVICE, bearer, calling, make_token, make_tokens
 from harness import (
     Client,
     failed,
@@ -55,7 +55,7 @@ async def _list(client: Client, **arguments: Any) -> object:
 
 
 async def _healthy(client: Client) -> bool:
-    stub = health_stub(client.channel)
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)
     answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
@@ -78,8 +78,9 @@ async def _follow(client: Client, session_id: str) -> Any:
 )
 async def test_calls_under_way_are_bounded(database_url: str, setting: str, quota: str) -> None:
     token = await make_token(database_url, "other", SERVICE, Role.VIEWER)
+    bound: dict[str, Any] = {setting: 2}
     async with (
-        serving(database_url, **dict[str, Any]({setting: 2})) as client,
+        serving(database_url, **bound) as client,
         calling(client.address, token) as other,
     ):
         session_id = await running_session(client)

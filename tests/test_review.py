@@ -1,10 +1,9 @@
 """Only a human, a reviewer, and one who had no part in the session completes it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -39,9 +38,10 @@ from harness import (
     start_session,
     submit,
 )
-from infrascout.sessions.v1 import actor_pb2, execution_pb2, session_pb2
+from infrascout.sessions.v1 import actor_pb2, session_pb2
 from infrascout.sessions.v1 import recording_service_pb2 as pb
 from infrascout.sessions.v1 import session_service_pb2 as session_service
+from infrascout.sessions.v1.execution_pb2 import OUTPUT_STREAM_STDOUT
 from infrascout_sessions.models import HUMANS_ONLY, ActorKind, Independence, Role
 
 DENIED: Final = grpc.StatusCode.PERMISSION_DENIED
@@ -256,10 +256,7 @@ async def _begin(world: _World, who: str) -> None:
 
 async def _append(world: _World, who: str) -> None:
     request = pb.AppendOutputRequest(
-        session_id=world.session_id,
-        sequence=world.sequence,
-        stream=execution_pb2.OUTPUT_STREAM_STDOUT,
-        data=b"x",
+        session_id=world.session_id, sequence=world.sequence, stream=OUTPUT_STREAM_STDOUT, data=b"x"
     )
     await world.clients[who].recording.AppendOutput(request)
     # Whoever repeats what is stored has added nothing.
@@ -422,10 +419,10 @@ async def test_racing_for_a_part_in_it(database_url: str) -> None:
         completed = 0
         for round_number in range(25):
             session_id = await running_session(server, f"ag_{round_number}")
-            calls: list[Coroutine[Any, Any, Any]] = [submit(server, session_id)]
+            calls: list[Awaitable[object]] = [submit(server, session_id)]
             for client in clients:
                 calls.append(record(client, session_id))
-                calls.extend(partial(complete_session, client, session_id)() for _ in range(2))
+                calls.extend(complete_session(client, session_id) for _ in range(2))
             await asyncio.gather(*calls, return_exceptions=True)
             session = await get_session(server, session_id)
             if session.status != session_pb2.SESSION_STATUS_COMPLETED:

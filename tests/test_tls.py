@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,12 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from callers import HUMAN, calling, make_token, next_of
+from callers import HUMAN, calling, make_token
 from harness import Client, failed, record, refused, running_session, serving, settings_for
 from infrascout.sessions.v1 import actor_pb2
 from infrascout.sessions.v1 import agent_service_pb2 as agents_pb
 from infrascout.sessions.v1 import session_service_pb2 as session_service
-from infrascout_sessions.exposure import ExposureError
+from infrascout_sessions.exposure import ExposureError, is_loopback
 from infrascout_sessions.models import Role
 from infrascout_sessions.server import ListenError, running
 
@@ -121,13 +120,13 @@ def ca() -> CA:
 
 
 @pytest.fixture
-def files(tmp_path: Path, ca: CA) -> Iterator[Files]:
+def files(tmp_path: Path, ca: CA) -> Files:
     """The files of a server with a certificate of `ca`."""
     folder = tmp_path / "tls"
     folder.mkdir()
     files = Files(folder)
     files.put(ca.issue_for_server())
-    return files  # type: ignore[return-value]
+    return files
 
 
 def trusting(ca: CA, pair: Pair | None = None) -> grpc.ChannelCredentials:
@@ -254,9 +253,9 @@ async def test_a_renewed_certificate_is_taken_while_streams_go_on(
     async with serving(database_url, **files.settings) as plain, _tls(plain, ca) as client:
         session_id = await running_session(client)
         request = session_service.ListExecutionsRequest(session_id=session_id, follow=True)
-        stream = client.sessions.ListExecutions(request)
+        stream: Any = client.sessions.ListExecutions(request)
         await record(client, session_id)
-        assert len((await next_of(stream)).executions) == 1
+        assert len((await stream.read()).executions) == 1
         before = await asyncio.to_thread(_serial, plain.address, ca)
 
         renewed = ca.issue_for_server()
@@ -273,7 +272,7 @@ async def test_a_renewed_certificate_is_taken_while_streams_go_on(
         assert await asyncio.to_thread(_serial, plain.address, ca) == after
 
         await record(client, session_id)
-        assert (await next_of(stream)).executions[0].sequence == 2
+        assert (await stream.read()).executions[0].sequence == 2
         stream.cancel()
 
 
@@ -355,3 +354,24 @@ async def test_an_address_that_others_reach_always_asks_for_a_proof(
             )
         async with calling(f"localhost:{port}", token, credentials=credentials) as ada:
             await _list(ada)
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/run/sessions.sock", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("[::ffff:0.0.0.0]:1", False),
+        ("10.0.0.1:1", False),
+        ("localhost.example.org:1", False),
+        ("127.0.0.1.example.org:1", False),
+        (":1", False),
+    ],
+)
+def test_what_is_loopback(address: str, loopback: bool) -> None:
+    assert is_loopback(address) is loopback

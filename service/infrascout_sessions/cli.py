@@ -201,7 +201,6 @@ def serve(
     from infrascout_sessions import logs
     from infrascout_sessions.exposure import ExposureError
     from infrascout_sessions.interceptors.access_log import AccessLogError
-    from infrascout_sessions.oidc import OIDCError
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
     from infrascout_sessions.storage.database import DatabaseSetupError, require_replicas, shown
@@ -270,14 +269,7 @@ def serve(
             code = asyncio.run(run_workers(workers, listen, _without_workers(sys.argv), ready))
             raise typer.Exit(code)
         asyncio.run(serve_settings(settings, ready))
-    except (
-        ListenError,
-        DatabaseSetupError,
-        ExposureError,
-        AccessLogError,
-        OIDCError,
-        WorkersError,
-    ) as error:
+    except (ListenError, DatabaseSetupError, ExposureError, AccessLogError, WorkersError) as error:
         raise _fail(error) from None
 
 

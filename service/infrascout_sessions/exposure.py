@@ -59,6 +59,12 @@ def roles_by_name(
 
 def check(settings: Settings) -> None:
     """Raise `ExposureError` for settings that must not be served with."""
+    host, _, port = settings.listen.rpartition(":")
+    # gRPC takes a port over 65535, and listens on another one.
+    if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
+        raise ExposureError(
+            f"cannot listen on {settings.listen!r}: write HOST:PORT, with a port up to 65535"
+        )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ExposureError("TLS takes both --tls-cert and --tls-key")
     if settings.tls_client_ca and not settings.tls_cert:

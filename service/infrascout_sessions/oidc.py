@@ -18,7 +18,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import structlog
 
 from infrascout_sessions.config import Settings
-from infrascout_sessions.exposure import roles_by_name
+from infrascout_sessions.exposure import ExposureError, roles_by_name
 from infrascout_sessions.identity import InvalidProofError
 from infrascout_sessions.models import (
     HUMANS_ONLY,
@@ -52,10 +52,6 @@ _MAXIMUM_SUBJECT: Final = 255
 # A signature costs more than the rest of a small call.
 _REMEMBERED_SECONDS: Final = 60.0
 _MAXIMUM_REMEMBERED: Final = 10_000
-
-
-class OIDCError(Exception):
-    """Settings with which no JWT can be verified; the text says what to do."""
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -301,12 +297,14 @@ class JWTs:
 
 def _check(settings: Settings) -> None:
     if jwt is None:
-        raise OIDCError("--oidc-issuer takes the extra: pip install 'infrascout-sessions[oidc]'")
+        raise ExposureError(
+            "--oidc-issuer takes the extra: pip install 'infrascout-sessions[oidc]'"
+        )
     if not settings.oidc_audience:
-        raise OIDCError("--oidc-issuer takes --oidc-audience, so that others' JWTs are refused")
+        raise ExposureError("--oidc-issuer takes --oidc-audience, so that others' JWTs are refused")
     wrong = set(settings.oidc_algorithms) - ALGORITHMS
     if wrong or not settings.oidc_algorithms:
-        raise OIDCError(
+        raise ExposureError(
             f"--oidc-algorithm takes some of {', '.join(sorted(ALGORITHMS))}"
             + (f", not {', '.join(sorted(wrong))}" if wrong else "")
         )
@@ -318,14 +316,14 @@ def _check(settings: Settings) -> None:
             if url:
                 _check_url(url)
         except ValueError as error:
-            raise OIDCError(f"{option}: {error}") from error
+            raise ExposureError(f"{option}: {error}") from error
 
 
 @asynccontextmanager
 async def verifying(settings: Settings) -> AsyncIterator[JWTs]:
     """What verifies JWTs until the block ends; its keys are read first, if the issuer is there.
 
-    Raises `OIDCError`, `ExposureError`.
+    Raises `ExposureError`.
     """
     _check(settings)
     keys = KeySet(settings.oidc_issuer, settings.oidc_jwks_url)

@@ -5,16 +5,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
 from infrascout_sessions.config import Settings
 from infrascout_sessions.models import ActorKind, Role, Token, system_clock
-from infrascout_sessions.storage.database import DatabaseSetupError, open_for_command
-from infrascout_sessions.storage.repository import tokens
-from infrascout_sessions.storage.statement import Connection
 from infrascout_sessions.tokens import TokenError, issue
+
+if TYPE_CHECKING:
+    from infrascout_sessions.storage.statement import Connection
 
 T = TypeVar("T")
 
@@ -30,7 +30,9 @@ DatabaseUrl = Annotated[
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def _run(database_url: str, work: Callable[[Connection], T]) -> T:
+def _run(database_url: str, work: "Callable[[Connection], T]") -> T:
+    from infrascout_sessions.storage.database import DatabaseSetupError, open_for_command
+
     async def run() -> T:
         async with open_for_command(database_url, system_clock) as database:
             return await database.write(work)
@@ -68,6 +70,8 @@ def create(
     if human == service:
         raise typer.BadParameter("say whose it is: either --human or --service")
     expire_time = system_clock() + _microseconds(expires_in) if expires_in else None
+    from infrascout_sessions.storage.repository import tokens
+
     try:
         token, new = issue(name, ActorKind.HUMAN if human else ActorKind.SERVICE, role, expire_time)
     except TokenError as error:
@@ -79,6 +83,8 @@ def create(
 @app.command(name="list")
 def list_tokens(database_url: DatabaseUrl = Settings.database_url) -> None:
     """List every token that was ever issued, without the token itself."""
+    from infrascout_sessions.storage.repository import tokens
+
     now = system_clock()
     rows: list[tuple[str, ...]] = [
         ("NAME", "KIND", "ROLES", "STATE", "CREATED", "EXPIRES", "LAST USED"),
@@ -113,5 +119,7 @@ def revoke(
     database_url: DatabaseUrl = Settings.database_url,
 ) -> None:
     """Revoke a caller's token; every server refuses it within 5 seconds."""
+    from infrascout_sessions.storage.repository import tokens
+
     _run(database_url, partial(tokens.revoke, name))
     typer.echo(f"The token of {name} is revoked.")

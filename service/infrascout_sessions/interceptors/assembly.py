@@ -25,7 +25,7 @@ async def guarding(
 ) -> AsyncIterator[Guard]:
     """The guard of the services, until the block ends.
 
-    Raises `UndeclaredRoleError`, `ExposureError`, `AccessLogError`, `OIDCError`.
+    Raises `UndeclaredRoleError`, `ExposureError`, `AccessLogError`.
     """
     roles = declared_roles(services)
     certificates = (
