@@ -374,7 +374,7 @@ async def test_a_restarted_server_is_followed_without_gap_or_repeat(
 ) -> None:
     async with (
         service_process(database_url, tmp_path / "1.log") as service,
-        sessions_client(service.address, deadline_seconds=20) as sessions,
+        sessions_client(service.address, deadline_seconds=60) as sessions,
     ):
         await sessions.register_agent(RegisterAgentRequest(agent_id="ag_1", hostname="h"))
         session = await sessions.start_session(StartSessionRequest(agent_id="ag_1", playbook="p"))
@@ -399,7 +399,7 @@ async def test_a_restarted_server_is_followed_without_gap_or_repeat(
             await sessions.submit_session(
                 SubmitSessionRequest(session_id=session.session_id, summary="done")
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await following
         assert followed == [1, 2, 3]
 

@@ -46,17 +46,16 @@ class ToolSettings:
         check_address(self.address, tls=self.tls, token=self.token)
         if self.token and not TOKEN.fullmatch(self.token):
             raise SetupError("the token is none: it has characters that no bearer token has")
-        if self.http is None:
-            return
-        if self.token:
+        if self.http is not None and self.token:
             raise SetupError(
                 "a token is for stdio: over HTTP every caller brings its own, and nobody gets "
                 "that of this process (unset INFRASCOUT_TOKEN)"
             )
-        if not (is_loopback(self.http.host) or self.tls or stays_here(self.address)):
-            raise SetupError(
-                f"callers' tokens would travel to {self.address} unencrypted: use --tls"
-            )
+
+    @property
+    def may_carry_tokens(self) -> bool:
+        """Whether a caller's token can go on to the service: over TLS, or on this machine."""
+        return self.tls or stays_here(self.address)
 
 
 def http_settings(

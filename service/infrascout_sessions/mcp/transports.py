@@ -36,10 +36,15 @@ async def serve(settings: ToolSettings, ready: Callable[[str], None]) -> None:
         client = SessionsClient.of(
             channel, token=settings.token, deadline_seconds=settings.deadline_seconds
         )
-        server = build_server(client, TOOL_SETS[settings.tools])
+        server = build_server(
+            client, TOOL_SETS[settings.tools], may_carry_tokens=settings.may_carry_tokens
+        )
         if settings.http is not None:
             await _serve_http(server, settings.http, ready)
             return
+        # The thread that reads stdin cannot be cancelled: Ctrl+C would wait for the next line.
+        # Nothing is lost; a write under way happens whole or not at all.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         async with stdio_server() as (read, write):
             await server.run(read, write, server.create_initialization_options())
 
