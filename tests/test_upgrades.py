@@ -294,6 +294,7 @@ async def test_what_an_earlier_revision_kept_is_served(revision: str, url: str) 
             client.recording.RecordExecution(asked),
             grpc.StatusCode.ALREADY_EXISTS,
             "REQUEST_ID_REUSED",
+            request_id="known",
         )
         finish = recording_service_pb2.FinishExecutionRequest(
             session_id="sess_running", sequence=4, exit_code=0, end_time=unfinished.start_time
