@@ -1,5 +1,6 @@
 """How the log is written: one JSON object a line on stderr, or colours on a terminal."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable
@@ -14,19 +15,34 @@ import structlog
 class _Stderr:
     """stderr, without its faults: a log that cannot be written fails no call and stops no server.
 
-    Its disk may be full, and its reader may have gone.
+    Its disk may be full, and its reader may have gone. What one turn of the event loop logs is
+    written at its end, all at once: with each write the loop lets go of the interpreter's lock.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._lines: list[Any] = []
 
     def write(self, line: Any) -> None:
-        with suppress(OSError):
-            self._stream.write(line)
+        """Take a line."""
+        self._lines.append(line)
 
     def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+        """Write what was taken, soon."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write_out()
+            return
+        if len(self._lines) == 1:
+            loop.call_soon(self._write_out)
+
+    def _write_out(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            with suppress(OSError):
+                self._stream.write(type(lines[0])().join(lines))
+                self._stream.flush()
 
 
 def _stamp(

@@ -267,6 +267,8 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
         # What lives now lives for good: the collector need not look at it with every pass.
         gc.collect()
         gc.freeze()
+        # Rows and messages come and go by the thousand, and none of them in circles.
+        gc.set_threshold(50_000, 20, 50)
         ready(port)
         _log.info("serving", listen=settings.listen, port=port)
         await stop.wait()

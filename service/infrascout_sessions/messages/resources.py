@@ -145,7 +145,9 @@ def put_execution(
     if execution.end_time is not None:
         _put_time(message.end_time, execution.end_time)
     _put_time(message.record_time, execution.record_time)
-    if execution.finish_record_time is not None:
+    if execution.finish_record_time == execution.record_time:
+        message.finish_record_time.CopyFrom(message.record_time)
+    elif execution.finish_record_time is not None:
         _put_time(message.finish_record_time, execution.finish_record_time)
     _put_actor(message.actor, execution.actor)
 

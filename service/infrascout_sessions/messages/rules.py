@@ -238,13 +238,14 @@ _RULES: Final[Mapping[type[Message], tuple[tuple[str, _Rule], ...]]] = {
 }
 
 
-def _record_execution(request: recording_service.RecordExecutionRequest) -> _Found:
+def _record_execution(request: recording_service.RecordExecutionRequest) -> Sequence[Violation]:
     if not request.HasField("start_time"):
-        yield Violation("start_time", "is required")
-    elif request.HasField("end_time"):
+        return (Violation("start_time", "is required"),)
+    if request.HasField("end_time"):
         start, end = request.start_time, request.end_time
         if (end.seconds, end.nanos) < (start.seconds, start.nanos):
-            yield Violation("end_time", "is before start_time")
+            return (Violation("end_time", "is before start_time"),)
+    return _NOTHING
 
 
 def _requires(field: str) -> Callable[[Any], _Found]:
@@ -271,7 +272,7 @@ def _save_insight(request: recording_service.SaveInsightRequest) -> _Found:
 
 
 # Rules of several fields.
-_RULES_ACROSS: Final[Mapping[type[Message], Callable[[Any], _Found]]] = {
+_RULES_ACROSS: Final[Mapping[type[Message], Callable[[Any], Sequence[Violation] | _Found]]] = {
     session_service.ListExecutionsRequest: _list_executions,
     recording_service.RecordExecutionRequest: _record_execution,
     recording_service.BeginExecutionRequest: _requires("start_time"),

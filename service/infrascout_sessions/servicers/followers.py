@@ -23,6 +23,8 @@ from infrascout_sessions.storage.statement import Connection, Database
 _KEPT_BYTES: Final = 1024 * 1024
 _PAGE: Final = 1000
 _FINISHED_AT_ONCE: Final = 20
+_SECONDS_PER_FOLLOWER: Final = 0.0001
+_LONGEST_PAUSE: Final = 0.08
 
 
 def unfinished_of(found: list[Execution]) -> frozenset[int]:
@@ -174,6 +176,9 @@ class _Tail:
                     return
                 if not news.more:
                     await self._changed.wait()
+                    # Each look is a message to everybody: what comes until all have got the last
+                    # one goes in the next.
+                    await asyncio.sleep(min(self.followers * _SECONDS_PER_FOLLOWER, _LONGEST_PAUSE))
         except Exception as error:
             self.fail(error)
 

@@ -39,7 +39,7 @@ _COUNTED_UP_TO: Final = 10_000
 _FIRST_PAGE: Final = 50
 _PAGE: Final = 1000
 _NO_LIMIT: Final = 2**31
-_INSIGHTS_PAGE: Final = 100
+_INSIGHTS_PAGE: Final = 20
 _DATA_BYTES: Final = 256 * 1024
 
 
@@ -150,29 +150,39 @@ class SessionServicer(SessionServiceServicer):
         self, request: pb.ListExecutionsRequest, maximum_output_bytes: int
     ) -> AsyncIterator[list[Execution]]:
         """What is on record, in pages that fit a message."""
-        after = request.after_sequence
         left = request.limit or _NO_LIMIT
-        page, more = _FIRST_PAGE, True
-        while more and left:
-            found, more = await self._database.read(
-                partial(
-                    executions.page,
-                    request.session_id,
-                    after,
-                    min(page, left),
-                    PAGE_BYTES,
-                    maximum_output_bytes,
-                    request.failed_only,
-                )
+        asked = min(_FIRST_PAGE, left)
+
+        def read(after: int, count: int) -> "asyncio.Future[tuple[list[Execution], bool]]":
+            page = partial(
+                executions.page,
+                request.session_id,
+                after,
+                count,
+                PAGE_BYTES,
+                maximum_output_bytes,
+                request.failed_only,
             )
-            if self._stopping.is_set():
-                raise ShuttingDown
-            if not found:
-                return
-            yield found
-            after = found[-1].sequence
-            left -= len(found)
-            page = _PAGE
+            return asyncio.ensure_future(self._database.read(page))
+
+        reading = read(request.after_sequence, asked)
+        try:
+            while True:
+                found, more = await reading
+                if self._stopping.is_set():
+                    raise ShuttingDown
+                left -= len(found)
+                more = more and left > 0
+                if more:
+                    # Read on while this page is built and sent: as many as fitted, more if all did.
+                    asked = min(len(found) + 10 if len(found) < asked else asked * 8, _PAGE, left)
+                    reading = read(found[-1].sequence, asked)
+                if found:
+                    yield found
+                if not more:
+                    return
+        finally:
+            reading.cancel()
 
     async def GetExecution(
         self, request: pb.GetExecutionRequest, context: Any

@@ -41,6 +41,7 @@ T = TypeVar("T")
 _MAXIMUM_GROUP = 500
 _BUSY_TIMEOUT_SECONDS = 5
 
+_WRITER_CACHE_KIB = 32 * 1024
 _ROWS_AT_ONCE = (64, 16, 4, 1)
 
 _UNAVAILABLE = frozenset(
@@ -209,6 +210,8 @@ class SQLiteDatabase:
         drivers: list[Any] = [
             (await connection.get_raw_connection()).driver_connection for connection in connections
         ]
+        # A new session goes to random places of eight indexes.
+        await drivers[0].execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
         return cls(engine, connections, drivers, clock, maximum_waiting, maximum_waiting_bytes)
 
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
