@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from harness import (
     NO_SESSION,
     Client,
-    Ids,
     connected,
     database_connection,
     failed,
@@ -123,21 +122,6 @@ async def test_a_fault_tells_nothing_of_itself(database_url: str) -> None:
         assert answer.message == "internal error"
         # The next call does not suffer from it.
         await register_agent(client)
-
-
-async def test_a_fault_of_the_database_tells_nothing_of_itself(database_url: str) -> None:
-    async with serving(database_url, ids=Ids()) as client:
-        session_id = await running_session(client)
-        await record(client, session_id)
-        async with database_connection(database_url) as connection:
-            await connection.execute(sa.text("DROP TABLE outputs"))
-        answer = await refused(
-            record(client, session_id, output=Output(text="x")), CODE.INTERNAL, "INTERNAL_ERROR"
-        )
-        assert answer.message == "internal error"
-        # It is all or nothing, and others are not harmed.
-        assert (await get_session(client, session_id)).execution_count == 1
-        assert (await record(client, session_id)).sequence == 2
 
 
 async def test_more_writes_than_may_wait_are_refused_and_the_others_done(

@@ -1,4 +1,3 @@
-import asyncio
 from collections.abc import Awaitable, Callable
 from itertools import product
 from typing import Any
@@ -12,7 +11,6 @@ from harness import (
     LOCAL,
     Client,
     FrozenClock,
-    Ids,
     at,
     complete,
     database_connection,
@@ -21,7 +19,6 @@ from harness import (
     refused,
     running_session,
     save_insight,
-    serving,
     start_session,
     submit,
 )
@@ -251,35 +248,3 @@ async def test_time_never_goes_back_within_a_session(client: Client, clock: Froz
         session.transitions[-1].time,
     ]
     assert times == [at(10)] * len(times)
-
-
-async def test_an_idle_session_is_interrupted_by_the_server(
-    database_url: str, clock: FrozenClock
-) -> None:
-    timeout = 0.05  # of the frozen clock, and the interval at which the server looks
-    async with serving(
-        database_url, clock=clock, ids=Ids(), idle_timeout_seconds=timeout
-    ) as client:
-        idle = await running_session(client, "ag_1")
-        busy = await running_session(client, "ag_2")
-        submitted = await running_session(client, "ag_3")
-        await submit(client, submitted)
-        clock.advance(0.04)
-        await record(client, busy)
-        clock.advance(0.01)
-        session = await get_session(client, idle)
-        async with asyncio.timeout(5):
-            while session.status == session_pb2.SESSION_STATUS_RUNNING:
-                session = await get_session(client, idle)
-        assert session.status == session_pb2.SESSION_STATUS_INTERRUPTED
-        assert session.status_reason == "idle for 0.05 seconds"
-        assert session.end_time == session.last_activity_time == at(0.05)
-        server = actor_pb2.Actor(subject="infrascout-sessions", kind=actor_pb2.ACTOR_KIND_SERVICE)
-        assert session.transitions[-1] == session_pb2.Transition(
-            status=session_pb2.SESSION_STATUS_INTERRUPTED,
-            time=at(0.05),
-            actor=server,
-            reason="idle for 0.05 seconds",
-        )
-        assert (await get_session(client, busy)).status == session_pb2.SESSION_STATUS_RUNNING
-        assert (await get_session(client, submitted)).status == number(Status.PENDING_REVIEW)
