@@ -181,10 +181,6 @@ def _warn(settings: Settings) -> None:
 def _listen(
     server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
 ) -> int:
-    host, _, port = address.rpartition(":")
-    # gRPC takes a port over 65535, and listens on another one.
-    if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
-        raise ListenError(f"cannot listen on {address!r}: write HOST:PORT, with a port up to 65535")
     try:
         if credentials is not None:
             return server.add_secure_port(address, credentials)
