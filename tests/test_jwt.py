@@ -349,6 +349,14 @@ async def test_other_claims_and_algorithms(database_url: str, issuer: Issuer) ->
                 )
 
 
+async def test_a_key_is_for_its_own_algorithm(database_url: str, issuer: Issuer) -> None:
+    settings = {**issuer.settings, "oidc_algorithms": ("RS256", "PS256")}
+    async with serving(database_url, **settings) as client:
+        first = issuer.keys[0]
+        await _list(client, issuer.token())
+        await refused(_list(client, issuer.token(Key("first", first.private, "PS256"))), *NO_PROOF)
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
