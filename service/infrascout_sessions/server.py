@@ -71,7 +71,7 @@ def _add_services(
         SessionServicer(database, SessionReader(database), followers, new_id, stopping), server
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
-        RecordingServicer(database, new_id, settings.maximum_output_bytes), server
+        RecordingServicer(database, new_id, settings.maximum_output_bytes, stopping), server
     )
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(database), server)
     health_pb2_grpc.add_HealthServicer_to_server(

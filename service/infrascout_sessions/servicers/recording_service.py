@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from infrascout.sessions.v1 import recording_service_pb2 as pb
 from infrascout.sessions.v1.recording_service_pb2_grpc import RecordingServiceServicer
+from infrascout_sessions.errors import ShuttingDown
 from infrascout_sessions.identity import caller
 from infrascout_sessions.messages.requests import (
     begun_execution,
@@ -22,17 +23,30 @@ from infrascout_sessions.servicers.batches import Batch
 from infrascout_sessions.storage.repository import insights, outputs, recording
 from infrascout_sessions.storage.statement import Database
 
-# How many messages of a stream may wait for their commit while the next one is read.
+# How many messages of a stream may wait for their commit while the next one is read; one that is
+# larger than this counts as several.
 _MESSAGES_AHEAD: Final = 8
+_MESSAGE_BYTES: Final = 1024 * 1024
+
+
+def _room_for(batch: Batch) -> int:
+    return 1 + batch.size_bytes // _MESSAGE_BYTES
 
 
 class RecordingServicer(RecordingServiceServicer):
     """Adds executions and insights to running sessions."""
 
-    def __init__(self, database: Database, new_id: NewId, maximum_output_bytes: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        new_id: NewId,
+        maximum_output_bytes: int,
+        stopping: asyncio.Event,
+    ) -> None:
         self._database = database
         self._new_id = new_id
         self._maximum_output_bytes = maximum_output_bytes
+        self._stopping = stopping
 
     async def RecordExecution(
         self, request: pb.RecordExecutionRequest, context: Any
@@ -54,30 +68,46 @@ class RecordingServicer(RecordingServiceServicer):
         self, request_iterator: AsyncIterator[pb.RecordExecutionsRequest], context: Any
     ) -> AsyncIterator[pb.RecordExecutionsResponse]:
         """Record many commands that have run, message by message."""
-        batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(_MESSAGES_AHEAD)
-        reader = asyncio.create_task(self._read_batches(request_iterator, batches))
+        batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_MESSAGES_AHEAD)
+        reader = asyncio.create_task(self._read_batches(request_iterator, batches, room))
+        stopper = asyncio.create_task(self._stop_reading(reader, batches))
         try:
             while (batch := await batches.get()) is not None:
                 if isinstance(batch, Exception):
                     raise batch
                 yield await batch.response()
+                for _ in range(_room_for(batch)):
+                    room.release()
         finally:
             reader.cancel()
+            stopper.cancel()
 
     async def _read_batches(
         self,
         messages: AsyncIterator[pb.RecordExecutionsRequest],
         batches: "asyncio.Queue[Batch | Exception | None]",
+        room: asyncio.Semaphore,
     ) -> None:
         """Hand each message to the database as it comes; what ends the stream comes last."""
         try:
             async for message in messages:
                 batch = Batch(message, caller.get(), self._new_id)
                 await batch.submit(self._database)
-                await batches.put(batch)
-            await batches.put(None)
+                batches.put_nowait(batch)
+                for _ in range(_room_for(batch)):
+                    await room.acquire()
+            batches.put_nowait(None)
         except Exception as error:
-            await batches.put(error)
+            batches.put_nowait(error)
+
+    async def _stop_reading(
+        self, reader: "asyncio.Task[None]", batches: "asyncio.Queue[Batch | Exception | None]"
+    ) -> None:
+        """End the stream when the server stops, after what was read has been answered."""
+        await self._stopping.wait()
+        reader.cancel()
+        batches.put_nowait(ShuttingDown())
 
     async def BeginExecution(
         self, request: pb.BeginExecutionRequest, context: Any
