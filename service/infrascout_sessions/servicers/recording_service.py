@@ -18,7 +18,7 @@ from infrascout_sessions.messages.requests import (
 )
 from infrascout_sessions.messages.resources import put_execution, put_insight
 from infrascout_sessions.messages.rules import MAXIMUM_OUTPUT_BYTES, check
-from infrascout_sessions.models import Execution, NewId, Output, OutputStream
+from infrascout_sessions.models import NewId, Output, OutputStream
 from infrascout_sessions.servicers.batches import Batch
 from infrascout_sessions.storage.repository import insights, outputs, recording
 from infrascout_sessions.storage.statement import Database
@@ -149,16 +149,15 @@ class RecordingServicer(RecordingServiceServicer):
         exit_code = request.exit_code if request.HasField("exit_code") else None
         end_time = time_of(request.end_time)
         key = request_key("FinishExecution", actor, request, request.request_id, session_id)
+        digests = {stream: outputs.Digest(session_id, sequence, stream) for stream in OutputStream}
+        end = recording.End(exit_code, end_time, digests)
         while True:
             begun = await self._database.read(
                 partial(recording.to_finish, session_id, sequence, exit_code, end_time, key)
             )
-            end = recording.End(
-                exit_code,
-                end_time,
-                await self._hashed(begun, OutputStream.STDOUT, begun.output),
-                await self._hashed(begun, OutputStream.STDERR, begun.error_output),
-            )
+            if begun.finish_record_time is None:
+                await self._hash(begun.output, digests[OutputStream.STDOUT])
+                await self._hash(begun.error_output, digests[OutputStream.STDERR])
             try:
                 execution = await self._database.write(
                     partial(recording.finish, session_id, sequence, end, actor, key)
@@ -169,16 +168,10 @@ class RecordingServicer(RecordingServiceServicer):
             put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
             return response
 
-    async def _hashed(
-        self, execution: Execution, stream: OutputStream, output: Output | None
-    ) -> Output | None:
-        """The output with its digest, taken in steps between which others get their turn."""
-        if output is None or execution.finish_record_time is not None:
-            return output
-        digest = outputs.Digest(execution.session_id, execution.sequence, stream, output.size_bytes)
-        while not digest.complete:
-            await self._database.read(digest.advance)
-        return output._replace(sha256=digest.digest())
+    async def _hash(self, output: Output | None, digest: outputs.Digest) -> None:
+        """Take in what the output has, in steps between which others get their turn."""
+        while output is not None and digest.lacks(output.size_bytes):
+            await self._database.read(partial(digest.advance, output.size_bytes))
 
     async def SaveInsight(
         self, request: pb.SaveInsightRequest, context: Any
