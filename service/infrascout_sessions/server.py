@@ -92,7 +92,7 @@ def _add_services(
         SessionServicer(database, SessionReader(database), followers, new_id, stopping), server
     )
     recording_service_pb2_grpc.add_RecordingServiceServicer_to_server(
-        RecordingServicer(database, new_id, settings.maximum_output_bytes), server
+        RecordingServicer(database, new_id, settings.maximum_output_bytes, stopping), server
     )
     review_service_pb2_grpc.add_ReviewServiceServicer_to_server(
         ReviewServicer(database, settings.review_independence), server

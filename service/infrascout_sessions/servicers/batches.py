@@ -31,7 +31,7 @@ class Batch:
         if not 1 <= count <= MAXIMUM_BATCH:
             wrong = f"has {count:,} items: 1 to {MAXIMUM_BATCH:,} are needed"
             raise InvalidRequest((Violation("executions", wrong),))
-        self._size_bytes = message.ByteSize()
+        self.size_bytes = message.ByteSize()
         self._request_ids = [request.request_id for request in message.executions]
         self._outcomes: dict[int, Execution | Exception] = {}
         self._items: dict[int, NewExecution] = {}
@@ -48,7 +48,7 @@ class Batch:
         while self._items and self._pending is None:
             try:
                 self._pending = database.write_items(
-                    recording.record, list(self._items.values()), self._size_bytes
+                    recording.record, list(self._items.values()), self.size_bytes
                 )
             except Overloaded:
                 # The client waits with us: its messages are read no faster than this.

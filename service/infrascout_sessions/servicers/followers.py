@@ -58,6 +58,7 @@ class _Message(NamedTuple):
 
 class _News(NamedTuple):
     status: Status
+    position: int
     new: list[Execution]
     finished: list[Execution]
     awaited: set[int]
@@ -149,15 +150,21 @@ class _Tail:
     def _look(self, connection: Connection) -> _News:
         # In this order: once the session has ended, what is read after that is everything.
         session_id, limit = self.session_id, self.maximum_output_bytes
-        status = sessions.get(session_id, connection).status
+        session = sessions.get(session_id, connection)
+        position, awaited = self.position, self._awaited
+        if awaited is None:
+            # Whoever asked first may have asked for what comes long after the end.
+            position = min(position, session.execution_count)
         new, more = executions.page(
-            session_id, self.position, _PAGE, PAGE_BYTES, limit, False, connection
+            session_id, position, _PAGE, PAGE_BYTES, limit, False, connection
         )
-        awaited = self._awaited
+        if new:
+            position = new[-1].sequence
         if awaited is None:
             awaited = executions.unfinished(session_id, connection)
         finished, awaited = _finished(session_id, awaited | unfinished_of(new), limit, connection)
-        return _News(status, new, finished, awaited, more or len(finished) == _FINISHED_AT_ONCE)
+        more = more or len(finished) == _FINISHED_AT_ONCE
+        return _News(session.status, position, new, finished, awaited, more)
 
     async def _run(self) -> None:
         try:
@@ -166,7 +173,7 @@ class _Tail:
                 news = await self._database.read(self._look)
                 if news.new:
                     self._keep(news.new, has_finished=False)
-                    self.position = news.new[-1].sequence
+                self.position = news.position
                 for execution in news.finished:
                     self._keep([execution], has_finished=True)
                 self._awaited = news.awaited

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from infrascout.sessions.v1 import recording_service_pb2 as pb
 from infrascout.sessions.v1.recording_service_pb2_grpc import RecordingServiceServicer
+from infrascout_sessions.errors import ShuttingDown
 from infrascout_sessions.identity import caller
 from infrascout_sessions.messages.requests import (
     begun_execution,
@@ -17,22 +18,35 @@ from infrascout_sessions.messages.requests import (
 )
 from infrascout_sessions.messages.resources import put_execution, put_insight
 from infrascout_sessions.messages.rules import MAXIMUM_OUTPUT_BYTES, check
-from infrascout_sessions.models import Execution, NewId, Output, OutputStream
+from infrascout_sessions.models import NewId, Output, OutputStream
 from infrascout_sessions.servicers.batches import Batch
 from infrascout_sessions.storage.repository import insights, outputs, recording
 from infrascout_sessions.storage.statement import Database
 
-# How many messages of a stream may wait for their commit while the next one is read.
+# How many messages of a stream may wait for their commit while the next one is read; one that is
+# larger than this counts as several.
 _MESSAGES_AHEAD: Final = 8
+_MESSAGE_BYTES: Final = 1024 * 1024
+
+
+def _room_for(batch: Batch) -> int:
+    return 1 + batch.size_bytes // _MESSAGE_BYTES
 
 
 class RecordingServicer(RecordingServiceServicer):
     """Adds executions and insights to running sessions."""
 
-    def __init__(self, database: Database, new_id: NewId, maximum_output_bytes: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        new_id: NewId,
+        maximum_output_bytes: int,
+        stopping: asyncio.Event,
+    ) -> None:
         self._database = database
         self._new_id = new_id
         self._maximum_output_bytes = maximum_output_bytes
+        self._stopping = stopping
 
     async def RecordExecution(
         self, request: pb.RecordExecutionRequest, context: Any
@@ -54,30 +68,46 @@ class RecordingServicer(RecordingServiceServicer):
         self, request_iterator: AsyncIterator[pb.RecordExecutionsRequest], context: Any
     ) -> AsyncIterator[pb.RecordExecutionsResponse]:
         """Record many commands that have run, message by message."""
-        batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue(_MESSAGES_AHEAD)
-        reader = asyncio.create_task(self._read_batches(request_iterator, batches))
+        batches: asyncio.Queue[Batch | Exception | None] = asyncio.Queue()
+        room = asyncio.Semaphore(_MESSAGES_AHEAD)
+        reader = asyncio.create_task(self._read_batches(request_iterator, batches, room))
+        stopper = asyncio.create_task(self._stop_reading(reader, batches))
         try:
             while (batch := await batches.get()) is not None:
                 if isinstance(batch, Exception):
                     raise batch
                 yield await batch.response()
+                for _ in range(_room_for(batch)):
+                    room.release()
         finally:
             reader.cancel()
+            stopper.cancel()
 
     async def _read_batches(
         self,
         messages: AsyncIterator[pb.RecordExecutionsRequest],
         batches: "asyncio.Queue[Batch | Exception | None]",
+        room: asyncio.Semaphore,
     ) -> None:
         """Hand each message to the database as it comes; what ends the stream comes last."""
         try:
             async for message in messages:
                 batch = Batch(message, caller.get().actor, self._new_id)
                 await batch.submit(self._database)
-                await batches.put(batch)
-            await batches.put(None)
+                batches.put_nowait(batch)
+                for _ in range(_room_for(batch)):
+                    await room.acquire()
+            batches.put_nowait(None)
         except Exception as error:
-            await batches.put(error)
+            batches.put_nowait(error)
+
+    async def _stop_reading(
+        self, reader: "asyncio.Task[None]", batches: "asyncio.Queue[Batch | Exception | None]"
+    ) -> None:
+        """End the stream when the server stops, after what was read has been answered."""
+        await self._stopping.wait()
+        reader.cancel()
+        batches.put_nowait(ShuttingDown())
 
     async def BeginExecution(
         self, request: pb.BeginExecutionRequest, context: Any
@@ -119,16 +149,15 @@ class RecordingServicer(RecordingServiceServicer):
         exit_code = request.exit_code if request.HasField("exit_code") else None
         end_time = time_of(request.end_time)
         key = request_key("FinishExecution", actor, request, request.request_id, session_id)
+        digests = {stream: outputs.Digest(session_id, sequence, stream) for stream in OutputStream}
+        end = recording.End(exit_code, end_time, digests)
         while True:
             begun = await self._database.read(
                 partial(recording.to_finish, session_id, sequence, exit_code, end_time, key)
             )
-            end = recording.End(
-                exit_code,
-                end_time,
-                await self._hashed(begun, OutputStream.STDOUT, begun.output),
-                await self._hashed(begun, OutputStream.STDERR, begun.error_output),
-            )
+            if begun.finish_record_time is None:
+                await self._hash(begun.output, digests[OutputStream.STDOUT])
+                await self._hash(begun.error_output, digests[OutputStream.STDERR])
             try:
                 execution = await self._database.write(
                     partial(recording.finish, session_id, sequence, end, actor, key)
@@ -139,16 +168,10 @@ class RecordingServicer(RecordingServiceServicer):
             put_execution(response.execution, execution, MAXIMUM_OUTPUT_BYTES)
             return response
 
-    async def _hashed(
-        self, execution: Execution, stream: OutputStream, output: Output | None
-    ) -> Output | None:
-        """The output with its digest, taken in steps between which others get their turn."""
-        if output is None or execution.finish_record_time is not None:
-            return output
-        digest = outputs.Digest(execution.session_id, execution.sequence, stream, output.size_bytes)
-        while not digest.complete:
-            await self._database.read(digest.advance)
-        return output._replace(sha256=digest.digest())
+    async def _hash(self, output: Output | None, digest: outputs.Digest) -> None:
+        """Take in what the output has, in steps between which others get their turn."""
+        while output is not None and digest.lacks(output.size_bytes):
+            await self._database.read(partial(digest.advance, output.size_bytes))
 
     async def SaveInsight(
         self, request: pb.SaveInsightRequest, context: Any

@@ -218,6 +218,8 @@ def append(
     sizes, finished = _sizes(session_id, sequence, connection)
     if finished:
         raise ExecutionFinished(session_id, sequence)
+    if not data and offset < sizes[stream]:
+        return sizes[stream]  # a sign of life that comes late
     if offset != sizes[stream]:
         raise OutputOffsetMismatch(sizes[stream])
     if sum(sizes.values()) + len(data) > maximum_bytes:
@@ -260,25 +262,27 @@ def read(
 
 
 class Digest:
-    """The SHA-256 of the first `end` bytes of an output, taken in a piece at a time."""
+    """The SHA-256 of an output that may still grow, taken in a piece at a time."""
 
-    def __init__(self, session_id: str, sequence: int, stream: OutputStream, end: int) -> None:
+    def __init__(self, session_id: str, sequence: int, stream: OutputStream) -> None:
         self._of = (session_id, sequence, stream)
-        self._end = end
         self._at = 0
         self._hash = sha256()
 
-    @property
-    def complete(self) -> bool:
-        """Whether everything has been taken in."""
-        return self._at == self._end
+    def lacks(self, size_bytes: int) -> int:
+        """How much of an output of this size has not been taken in."""
+        return size_bytes - self._at
 
-    def advance(self, connection: Connection) -> None:
-        """Take in the next piece."""
-        data = read(*self._of, self._at, self._end, connection)
+    def advance(self, size_bytes: int, connection: Connection) -> None:
+        """Take in the next piece of an output of this size."""
+        data = read(*self._of, self._at, size_bytes, connection)
         self._hash.update(data)
         self._at += len(data)
 
-    def digest(self) -> bytes:
-        """Of what has been taken in."""
-        return self._hash.digest()
+    def whole(self, size_bytes: int, connection: Connection) -> bytes:
+        """Of all of an output of this size; what has been taken in stays as it is."""
+        ahead = Digest(*self._of)
+        ahead._at, ahead._hash = self._at, self._hash.copy()
+        while ahead.lacks(size_bytes):
+            ahead.advance(size_bytes, connection)
+        return ahead._hash.digest()

@@ -231,17 +231,21 @@ def begin(new: NewExecution, connection: Connection) -> Execution:
     return begun
 
 
+# How much of an output may be hashed while others wait for the session: what has been added since
+# the rest was. Without it, who prints on and on would never let a finish through.
+_HASHED_LAST_BYTES = 1024 * 1024
+
+
 class OutputsChangedError(Exception):
-    """The outputs have grown since their digests were taken: take them again."""
+    """The outputs have grown by too much since their digests were taken: take in the rest."""
 
 
 class End(NamedTuple):
-    """How a command has ended, and its outputs as they then were."""
+    """How a command has ended, and what has been hashed of its outputs."""
 
     exit_code: int | None
     end_time: int
-    output: Output | None
-    error_output: Output | None
+    digests: Mapping[OutputStream, outputs.Digest]
 
 
 @statement
@@ -292,6 +296,15 @@ def to_finish(
     return execution
 
 
+def _digest(output: Output | None, digest: outputs.Digest, connection: Connection) -> bytes | None:
+    """The digest of an output that nobody adds to now; raises `OutputsChangedError`."""
+    if output is None:
+        return None
+    if digest.lacks(output.size_bytes) > _HASHED_LAST_BYTES:
+        raise OutputsChangedError
+    return digest.whole(output.size_bytes, connection)
+
+
 def finish(
     session_id: str,
     sequence: int,
@@ -308,17 +321,22 @@ def finish(
         execution = to_finish(session_id, sequence, end.exit_code, end.end_time, None, connection)
         if execution.finish_record_time is None:
             _, time = _pass_gate(session_id, 0, int(end.exit_code != 0), connection)
+            # Read again: on PostgreSQL only the gate has made others wait.
+            execution = executions.get(session_id, sequence, 0, connection)
+            output, error_output = execution.output, execution.error_output
             row = connection.one(
                 _finish,
                 of_session=session_id,
                 of_sequence=sequence,
-                expected_size=-1 if end.output is None else end.output.size_bytes,
-                expected_error_size=-1 if end.error_output is None else end.error_output.size_bytes,
+                expected_size=-1 if output is None else output.size_bytes,
+                expected_error_size=-1 if error_output is None else error_output.size_bytes,
                 exit_code=end.exit_code,
                 end_time=end.end_time,
                 finish_record_time=time,
-                output_sha256=end.output and end.output.sha256,
-                error_output_sha256=end.error_output and end.error_output.sha256,
+                output_sha256=_digest(output, end.digests[OutputStream.STDOUT], connection),
+                error_output_sha256=_digest(
+                    error_output, end.digests[OutputStream.STDERR], connection
+                ),
             )
             if row is None:
                 raise OutputsChangedError
