@@ -68,7 +68,16 @@ _UNAVAILABLE: Final = (
 
 def create_engine(url: sa.URL) -> AsyncEngine:
     """An engine for migrations; units of work use the driver's own pool."""
-    return create_async_engine(url, poolclass=NullPool)
+    return create_async_engine(
+        url,
+        poolclass=NullPool,
+        # Statements without a name: those of others are still there behind a pooler.
+        connect_args={
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: "",
+        },
+    )
 
 
 def _translated(error: Exception) -> Exception:
