@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -92,6 +92,12 @@ def _translated(error: Exception) -> Exception:
         return error
     refusal.__cause__ = error
     return refusal
+
+
+def _raise_translated(error: Exception) -> NoReturn:
+    """Raise what `_translated` makes of an error; the log tells its cause."""
+    translated = _translated(error)
+    raise translated from translated.__cause__
 
 
 class UnsafeDurabilityError(Exception):
@@ -340,7 +346,7 @@ class PostgresDatabase:
             async with self._connection() as raw:
                 return await greenlet_spawn(work, PostgresConnection(raw, self._clock))
         except Exception as error:
-            raise _translated(error) from error.__cause__
+            _raise_translated(error)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -358,9 +364,9 @@ class PostgresDatabase:
                     raise
             except _TRY_AGAIN as error:
                 if attempt == _ATTEMPTS:
-                    raise _translated(error) from error
+                    _raise_translated(error)
             except Exception as error:
-                raise _translated(error) from error.__cause__
+                _raise_translated(error)
         raise AssertionError
 
     async def _run_groups(self) -> None:
