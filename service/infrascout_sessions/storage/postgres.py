@@ -49,11 +49,15 @@ _TRY_AGAIN: Final = (
     asyncpg.SerializationError,
 )
 
+# The server has not even said that it gives up, or what it said while it went came out of turn.
+_ABANDONED: Final = (TimeoutError, asyncpg.InternalClientError)
+
 _FULL: Final = (asyncpg.DiskFullError,)
 _UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
@@ -61,6 +65,8 @@ _UNAVAILABLE: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
     asyncpg.InternalServerError,
+    asyncpg.PostgresSystemError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
@@ -148,6 +154,9 @@ class PostgresConnection:
             rows: Sequence[Row] = await_only(self._raw.fetch(sql, *bind(parameters)))
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError from error
+        except _ABANDONED:
+            self._abandon()
+            raise
         return rows
 
     def one(self, statement: Statement, /, **parameters: Any) -> Row | None:
@@ -163,6 +172,13 @@ class PostgresConnection:
             await_only(self._raw.executemany(statement.compiled("postgresql").sql, rows))
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError from error
+        except _ABANDONED:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Close the connection at once: to roll back or to cancel would take as long again."""
+        self._raw.terminate()
 
 
 class _Items:
@@ -258,7 +274,10 @@ class PostgresDatabase:
             else (None if settings.pgbouncer else _dsn(url))
         )
         notices = Notices(
-            None if listen is None else partial(asyncpg.connect, listen, timeout=timeout)
+            None
+            if listen is None
+            # Without a time-out a connection that died unnoticed would be waited for for ever.
+            else partial(asyncpg.connect, listen, timeout=timeout, command_timeout=timeout)
         )
         return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
 
