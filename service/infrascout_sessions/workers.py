@@ -68,7 +68,7 @@ async def run(
             asyncio.create_task(_keep_running(command, event, stop, number))
             for number, event in enumerate(started, 1)
         ]
-        everybody = asyncio.gather(*(event.wait() for event in started))
+        everybody = asyncio.create_task(_all_set(started))
         first: list[asyncio.Future[Any]] = [everybody, *workers]
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if everybody.done():
@@ -77,6 +77,11 @@ async def run(
         everybody.cancel()
         stop.set()
         return max(await asyncio.gather(*workers))
+
+
+async def _all_set(events: Sequence[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
 
 
 async def _keep_running(

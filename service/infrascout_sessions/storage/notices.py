@@ -68,6 +68,7 @@ class Notices:
         while True:
             try:
                 self._connection = await connect()
+                self._connection.add_termination_listener(lambda _: self._wake.set())
                 try:
                     await self._connection.add_listener(_CHANNEL, self._hear)
                     self.on_gap()

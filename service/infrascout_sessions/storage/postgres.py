@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -49,11 +49,15 @@ _TRY_AGAIN: Final = (
     asyncpg.SerializationError,
 )
 
+# The server has not even said that it gives up, or what it said while it went came out of turn.
+_ABANDONED: Final = (TimeoutError, asyncpg.InternalClientError)
+
 _FULL: Final = (asyncpg.DiskFullError,)
 _UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
@@ -61,6 +65,8 @@ _UNAVAILABLE: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
     asyncpg.InternalServerError,
+    asyncpg.PostgresSystemError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
@@ -68,7 +74,16 @@ _UNAVAILABLE: Final = (
 
 def create_engine(url: sa.URL) -> AsyncEngine:
     """An engine for migrations; units of work use the driver's own pool."""
-    return create_async_engine(url, poolclass=NullPool)
+    return create_async_engine(
+        url,
+        poolclass=NullPool,
+        # Statements without a name: those of others are still there behind a pooler.
+        connect_args={
+            "statement_cache_size": 0,
+            "prepared_statement_cache_size": 0,
+            "prepared_statement_name_func": lambda: "",
+        },
+    )
 
 
 def _translated(error: Exception) -> Exception:
@@ -83,6 +98,12 @@ def _translated(error: Exception) -> Exception:
         return error
     refusal.__cause__ = error
     return refusal
+
+
+def _raise_translated(error: Exception) -> NoReturn:
+    """Raise what `_translated` makes of an error; the log tells its cause."""
+    translated = _translated(error)
+    raise translated from translated.__cause__
 
 
 class UnsafeDurabilityError(Exception):
@@ -133,6 +154,9 @@ class PostgresConnection:
             rows: Sequence[Row] = await_only(self._raw.fetch(sql, *bind(parameters)))
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError from error
+        except _ABANDONED:
+            self._abandon()
+            raise
         return rows
 
     def one(self, statement: Statement, /, **parameters: Any) -> Row | None:
@@ -148,6 +172,13 @@ class PostgresConnection:
             await_only(self._raw.executemany(statement.compiled("postgresql").sql, rows))
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError from error
+        except _ABANDONED:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Close the connection at once: to roll back or to cancel would take as long again."""
+        self._raw.terminate()
 
 
 class _Items:
@@ -243,7 +274,10 @@ class PostgresDatabase:
             else (None if settings.pgbouncer else _dsn(url))
         )
         notices = Notices(
-            None if listen is None else partial(asyncpg.connect, listen, timeout=timeout)
+            None
+            if listen is None
+            # Without a time-out a connection that died unnoticed would be waited for for ever.
+            else partial(asyncpg.connect, listen, timeout=timeout, command_timeout=timeout)
         )
         return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
 
@@ -331,7 +365,7 @@ class PostgresDatabase:
             async with self._connection() as raw:
                 return await greenlet_spawn(work, PostgresConnection(raw, self._clock))
         except Exception as error:
-            raise _translated(error) from error.__cause__
+            _raise_translated(error)
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -349,9 +383,9 @@ class PostgresDatabase:
                     raise
             except _TRY_AGAIN as error:
                 if attempt == _ATTEMPTS:
-                    raise _translated(error) from error
+                    _raise_translated(error)
             except Exception as error:
-                raise _translated(error) from error.__cause__
+                _raise_translated(error)
         raise AssertionError
 
     async def _run_groups(self) -> None:
