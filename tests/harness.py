@@ -328,7 +328,9 @@ _LEAK: Final = re.compile(
     rf"|\b({'|'.join(sorted(_CLASS_NAMES))})\b"
 )
 
-_RETRIED: Final = frozenset({"OVERLOADED", "DATABASE_UNAVAILABLE", "SHUTTING_DOWN"})
+_RETRIED: Final = frozenset(
+    {"OVERLOADED", "DATABASE_UNAVAILABLE", "SHUTTING_DOWN", "QUOTA_EXCEEDED"}
+)
 
 
 async def failed(call: Awaitable[object]) -> grpc.aio.AioRpcError:

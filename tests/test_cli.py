@@ -192,7 +192,7 @@ def test_wrong_arguments_are_exit_code_2(folder: Path, arguments: list[str], sai
     ("arguments", "said"),
     [
         (["serve", "--listen", "127.0.0.1:99999"], ADDRESSES["127.0.0.1:99999"]),
-        (["serve", "--listen", "192.0.2.1:50051"], ADDRESSES["192.0.2.1:50051"]),
+        (["serve", "--plaintext", "--listen", "192.0.2.1:50051"], ADDRESSES["192.0.2.1:50051"]),
         ([*SERVE, "--metrics-listen", "nonsense"], "cannot serve metrics on 'nonsense'"),
         ([*SERVE, "--metrics-listen", "127.0.0.1:99999"], "cannot serve metrics on '127.0."),
         ([*SERVE, "--metrics-listen", "192.0.2.1:1"], "cannot serve metrics on '192.0.2."),

@@ -11,6 +11,7 @@ from harness import Client
 
 OURS = "infrascout.sessions.v1"
 SERVICES = {
+    f"{OURS}.ReviewService": {"CompleteSession"},
     f"{OURS}.AgentService": {"RegisterAgent", "GetAgent", "ListAgents"},
     f"{OURS}.RecordingService": {
         "RecordExecution",

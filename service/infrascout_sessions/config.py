@@ -32,7 +32,7 @@ class Settings:
     tls_client_ca: str = ""
     mtls_roles: tuple[str, ...] = ()
     review_independence: Independence = Independence.REQUIRED
-    access_log: str = "-"
+    access_log: str = ""
 
     # JWTs of an identity provider; none are taken without an issuer.
     oidc_issuer: str = ""

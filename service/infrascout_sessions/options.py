@@ -67,7 +67,8 @@ AccessLogFile = Annotated[
     typer.Option(
         envvar="INFRASCOUT_ACCESS_LOG",
         metavar="FILE",
-        help="Write who did what to this file, which may be rotated; to stderr if `-`.",
+        help="Write who did what to this file, which may be rotated, or to stderr if `-`; "
+        "the log says it if empty.",
     ),
 ]
 OIDCIssuer = Annotated[

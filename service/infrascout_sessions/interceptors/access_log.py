@@ -31,7 +31,9 @@ class AccessLog:
     A file that is moved away (rotated) is opened anew under its name.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, apart: bool = True) -> None:
+        self.apart = apart
+        """Whether it is kept; if not, the log's own lines say who called."""
         self._path = path
         self._file: TextIO | None = None
         self._identity: tuple[int, int] | None = None
@@ -91,11 +93,11 @@ def _opener(path: str, flags: int) -> int:
 
 @contextmanager
 def access_log(path: str) -> Iterator[AccessLog]:
-    """The access log: a file, or stderr for `-`.
+    """The access log: a file, or stderr for `-`; none if empty.
 
     Raises `AccessLogError`.
     """
-    log = AccessLog(None if path == "-" else Path(path))
+    log = AccessLog(None if path in ("", "-") else Path(path), apart=bool(path))
     try:
         log.open()
     except OSError as error:

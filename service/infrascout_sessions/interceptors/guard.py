@@ -95,15 +95,18 @@ class Passage:
 
     def note(self, method: str, result: str | None, **fields: Any) -> None:
         """Write the call into the access log, if its RPC asks for a role."""
-        if self._role is None:
-            return
+        if self._role is not None and self._guard.access_log.apart:
+            self._guard.access_log.write(**self._who(), method=method, result=result, **fields)
+
+    def caller(self) -> Mapping[str, str | None]:
+        """Who calls, for the log's own line; nothing if the access log has it."""
+        return {} if self._role is None or self._guard.access_log.apart else self._who()
+
+    def _who(self) -> Mapping[str, str | None]:
         principal = self.principal
-        self._guard.access_log.write(
-            subject=None if principal is None else principal.subject,
-            kind=None if principal is None else principal.kind,
-            proof=None if principal is None else principal.proof,
-            peer=self._peer,
-            method=method,
-            result=result,
-            **fields,
-        )
+        return {
+            "subject": None if principal is None else principal.subject,
+            "kind": None if principal is None else principal.kind,
+            "proof": None if principal is None else principal.proof,
+            "peer": self._peer,
+        }

@@ -193,6 +193,7 @@ class _Call:
             "duration_ms": round(seconds * 1000, 3),
             **self.ids,
             **sample,
+            **self.passage.caller(),
         }
         if self.error is None:
             self.method.log("rpc", **line)
