@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import commands
+from callers import make_token
 from filling import fill
 from harness import (
     Client,
@@ -39,6 +40,7 @@ from infrascout.sessions.v1 import (
     recording_service_pb2,
     session_service_pb2,
 )
+from infrascout_sessions.models import ActorKind, Role
 from infrascout_sessions.storage.database import migrate_database
 from infrascout_sessions.storage.schema import metadata
 from postgres_server import PostgresServer, postgres_server
@@ -173,6 +175,7 @@ async def test_a_copy_is_the_whole_record(from_kind: str, to_kind: str, urls: Ur
     async with serving(source) as client:
         session_id = await make_history(client)
         original = await everything(client)
+        await make_token(source, "tool", ActorKind.SERVICE, Role.RECORDER)
 
     code, said = await copy(source, target)
 

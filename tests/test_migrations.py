@@ -1,6 +1,7 @@
 """Migrations: they make the schema, however often they run, and refuse what is not ours."""
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -45,7 +46,11 @@ def definitions(path: Path) -> dict[str, set[str]]:
         " AND name <> 'alembic_version'"
     ).fetchall()
     database.close()
-    return {name: {line.strip(" \t,") for line in sql.splitlines()} for name, sql in rows}
+    # A column that was added later stands behind the last constraint, on its line.
+    return {
+        name: {line.strip(" \t,") for line in re.sub(r", (\w+ TEXT)\b", r"\n\1", sql).splitlines()}
+        for name, sql in rows
+    }
 
 
 # What they make.
@@ -141,6 +146,14 @@ REQUEST = {
     "resource": "1",
 }
 
+TOKEN = {
+    "digest": b"1",
+    "name": "tool",
+    "kind": "service",
+    "roles": "recorder",
+    "create_time": 1,
+}
+
 EXISTING: list[tuple[sa.Table, dict[str, Any]]] = [
     (schema.agents, AGENT),
     (schema.sessions, RUNNING),
@@ -149,11 +162,17 @@ EXISTING: list[tuple[sa.Table, dict[str, Any]]] = [
     (schema.insights, INSIGHT),
     (schema.session_recorders, RECORDER),
     (schema.requests, REQUEST),
+    (schema.tokens, TOKEN),
 ]
 OTHER = {"session_id": "sess_2"}
+OTHER_TOKEN = {"digest": b"2", "name": "other"}
 
 REFUSED: list[tuple[str, sa.Table, dict[str, Any]]] = [
     ("agents_pkey", schema.agents, AGENT),
+    ("tokens_pkey", schema.tokens, {**TOKEN, "name": "other"}),
+    ("tokens_one_active_per_name", schema.tokens, {**TOKEN, "digest": b"2"}),
+    ("tokens_kind_is_known", schema.tokens, {**TOKEN, **OTHER_TOKEN, "kind": "robot"}),
+    ("tokens_reviewer_is_human", schema.tokens, {**TOKEN, **OTHER_TOKEN, "roles": "reviewer"}),
     ("sessions_pkey", schema.sessions, {**RUNNING, "status": "failed", **ENDED}),
     ("sessions_one_running_per_agent", schema.sessions, {**RUNNING, **OTHER}),
     *(
@@ -216,6 +235,7 @@ def said_by_sqlite(name: str, table: sa.Table) -> str:
     unique: dict[str, list[str]] = {
         f"{table.name}_pkey": [column.name for column in table.primary_key],
         "sessions_one_running_per_agent": ["agent_id"],
+        "tokens_one_active_per_name": ["name"],
         "insights_one_per_category_and_key": ["session_id", "category", "key", "revision"],
     }
     if name in unique:

@@ -153,7 +153,7 @@ async def test_kill_9_while_commands_print(database_url: str, tmp_path: Path) ->
     """What was acknowledged of an output is there, and the agent goes on where it was."""
     sizes: dict[int, int] = {}
     session_id = ""
-    whole = {sequence: bytes([sequence]) * 3_000_000 for sequence in (1, 2, 3)}
+    whole = {sequence: bytes([sequence]) * 2_000_000 for sequence in (1, 2, 3)}
 
     async def print_on(client: Client, sequence: int, progress: asyncio.Semaphore) -> None:
         while sizes[sequence] < len(whole[sequence]):
@@ -167,7 +167,7 @@ async def test_kill_9_while_commands_print(database_url: str, tmp_path: Path) ->
                 return
             progress.release()
 
-    for acknowledged in (5, 40, 90):
+    for acknowledged in (5, 30, 50):
         async with (
             service_process(database_url, tmp_path / "log", command=SERVICE) as service,
             connected(service.address) as client,

@@ -4,7 +4,7 @@ Every batch moves it in its own transaction, so that what it says is true whenev
 """
 
 import json
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -56,8 +56,7 @@ async def find_or_begin(connection: AsyncConnection, source: str) -> Progress:
                     "the target is an unfinished copy of another source, or of one that has "
                     "changed since: drop it, and copy into an empty database"
                 )
-            last_key = json.loads(row.last_key)
-            return Progress(row.table_name, last_key and tuple(last_key), row.copied)
+            return Progress(row.table_name, _key_from_text(row.last_key), row.copied)
         for table in metadata.sorted_tables:
             if await connection.scalar(sa.select(sa.exists(sa.select(table)))):
                 raise CopyError(
@@ -74,13 +73,25 @@ async def find_or_begin(connection: AsyncConnection, source: str) -> Progress:
         return first
 
 
+def _key_as_text(key: tuple[Any, ...] | None) -> str:
+    """A primary key as JSON; bytes in it as hex in a list of their own."""
+    return json.dumps(key, default=lambda data: [data.hex()])
+
+
+def _key_from_text(text: str) -> tuple[Any, ...] | None:
+    key = json.loads(text)
+    return key and tuple(
+        bytes.fromhex(value[0]) if isinstance(value, list) else value for value in key
+    )
+
+
 async def move(connection: AsyncConnection, before: Progress, after: Progress) -> None:
     """Note a batch in the transaction that writes it. Raises `CopyError` if another copy runs."""
     moved = await connection.execute(
         sa.update(_table)
         .where(_table.c.table_name == before.table_name, _table.c.copied == before.copied)
         .values(
-            table_name=after.table_name, last_key=json.dumps(after.last_key), copied=after.copied
+            table_name=after.table_name, last_key=_key_as_text(after.last_key), copied=after.copied
         )
     )
     if moved.rowcount != 1:

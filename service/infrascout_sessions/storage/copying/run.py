@@ -39,7 +39,7 @@ async def _both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
 
 def _identity(revision: str, extents: Sequence[Extent]) -> str:
     """What a source is recognised by when its copy goes on."""
-    return sha256(json.dumps([revision, extents]).encode()).hexdigest()
+    return sha256(json.dumps([revision, extents], default=bytes.hex).encode()).hexdigest()
 
 
 async def copy(
