@@ -39,7 +39,9 @@ from infrascout_sessions.storage.statement import (
 
 T = TypeVar("T")
 
-_MAXIMUM_GROUP: Final = 500
+# What one statement takes with ease within the time-out.
+_MAXIMUM_GROUP: Final = 1000
+_MAXIMUM_GROUP_BYTES: Final = 8 * 1024 * 1024
 _ATTEMPTS: Final = 3
 
 # Another transaction was in the way, and is not any more.
@@ -392,13 +394,16 @@ class PostgresDatabase:
         """Run what waits, a group at a time: what comes meanwhile is the next group."""
         while self._waiting:
             group: list[_Items] = []
-            while self._waiting and len(group) < _MAXIMUM_GROUP:
+            items, size_bytes = 0, 0
+            while self._waiting and items < _MAXIMUM_GROUP and size_bytes < _MAXIMUM_GROUP_BYTES:
                 if group and self._waiting[0].work is not group[0].work:
                     break
                 waiting = self._waiting.popleft()
                 self._waiting_bytes -= waiting.size_bytes
                 if not waiting.future.done():
                     group.append(waiting)
+                    items += len(waiting.items)
+                    size_bytes += waiting.size_bytes
             if group:
                 outcomes = iter(await self._outcomes(group))
                 for waiting in group:
