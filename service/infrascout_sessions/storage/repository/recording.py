@@ -189,26 +189,71 @@ def _repeated_or(
         return reused
 
 
+def _known(
+    items: Sequence[NewExecution], indexes: Sequence[int], connection: Connection
+) -> dict[int, Execution | Refusal]:
+    """What becomes of those that repeat earlier requests, by their indexes."""
+    found = recording_postgres.known(connection, [items[index] for index in indexes])
+    outcomes: dict[int, Execution | Refusal] = {}
+    for place, known in found.items():
+        item = items[indexes[place]]
+        # What the same message says is what is on record: it does not change.
+        made = _execution(known.sequence, known.time, known.time, item)
+        outcomes[indexes[place]] = _as_repeat(
+            item, known.digest, made._replace(execution_id=known.execution_id)
+        )
+    return outcomes
+
+
+def _as_repeat(item: NewExecution, digest: bytes, outcome: Execution | Refusal) -> Any:
+    """What becomes of a request that another one with this digest came before."""
+    if item.request is not None and item.request.digest != digest:
+        return RequestIdReused(item.request.request_id)
+    return outcome
+
+
 def _record_in_one_statement(
     connection: Connection, items: Sequence[NewExecution]
 ) -> Sequence[Execution | Refusal]:
-    """On PostgreSQL."""
+    """On PostgreSQL: one statement, or three if some are repeats."""
+    outcomes: dict[int, Execution | Refusal] = {}
+    fresh: Sequence[int] = range(len(items))
+    # Those that repeat another one here, which comes first.
+    first_of: dict[int, int] = {}
     try:
         placed = recording_postgres.place(connection, items)
     except UniqueViolationError:
-        if len(items) > 1:
-            raise
-        placed = {}
-    outcomes: list[Execution | Refusal] = []
-    for index, item in enumerate(items):
-        if index in placed:
-            sequence, time = placed[index]
-            outcomes.append(_execution(sequence, time, time, item))
-            connection.changed.add(item.session_id)
-        else:
-            refusal = why_not_running(item.session_id, connection)
-            outcomes.append(_repeated_or(refusal, item, connection))
-    return outcomes
+        outcomes = _known(items, fresh, connection)
+        firsts: dict[Any, int] = {}
+        for index in fresh:
+            request = items[index].request
+            if request is not None and index not in outcomes:
+                first = firsts.setdefault(request._replace(digest=b""), index)
+                if first != index:
+                    first_of[index] = first
+        fresh = [index for index in fresh if index not in outcomes and index not in first_of]
+        placed = (
+            recording_postgres.place(connection, [items[index] for index in fresh]) if fresh else {}
+        )
+    for place, (sequence, time) in placed.items():
+        item = items[fresh[place]]
+        outcomes[fresh[place]] = _execution(sequence, time, time, item)
+        connection.changed.add(item.session_id)
+    shut = [index for index in fresh if index not in outcomes]
+    if shut:
+        outcomes |= _known(items, shut, connection)
+        why: dict[str, Refusal] = {}
+        for index in shut:
+            session_id = items[index].session_id
+            if index not in outcomes:
+                if session_id not in why:
+                    why[session_id] = why_not_running(session_id, connection)
+                outcomes[index] = why[session_id]
+    for index, first in first_of.items():
+        request = items[first].request
+        assert request is not None  # noqa: S101 - it is what they have in common
+        outcomes[index] = _as_repeat(items[index], request.digest, outcomes[first])
+    return [outcomes[index] for index in range(len(items))]
 
 
 _RECORD: Mapping[

@@ -4,7 +4,7 @@ It runs in AUTOCOMMIT and costs one round trip, whatever it records.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -46,6 +46,24 @@ _ITEM: Mapping[str, Any] = {
 }
 
 
+# What tells a repeat.
+_REQUEST: Mapping[str, Any] = {
+    name: _ITEM[name] for name in ("session_id", "rpc", "actor", "request_id")
+}
+
+
+def _given(columns: Mapping[str, Any]) -> Any:
+    """The arrays as rows, each with its `position` from 1."""
+    arrays = (sa.bindparam(name, type_=ARRAY(kind)) for name, kind in columns.items())
+    return (
+        sa.func.unnest(*arrays)
+        .table_valued(
+            *(sa.column(name, kind) for name, kind in columns.items()), with_ordinality="position"
+        )
+        .render_derived(name="given")
+    )
+
+
 def _values(item: NewExecution) -> tuple[Any, ...]:
     output, error_output, request = item.output, item.error_output, item.request
     return (
@@ -70,13 +88,7 @@ def _values(item: NewExecution) -> tuple[Any, ...]:
 
 @statement
 def _record(dialect: DialectName) -> sa.Executable:
-    given: Any = (
-        sa.func.unnest(*(sa.bindparam(name, type_=ARRAY(kind)) for name, kind in _ITEM.items()))
-        .table_valued(
-            *(sa.column(name, kind) for name, kind in _ITEM.items()), with_ordinality="position"
-        )
-        .render_derived(name="given")
-    )
+    given = _given(_ITEM)
     item = sa.select(given).cte("item")
     added = (
         sa.select(
@@ -196,3 +208,52 @@ def place(connection: Connection, items: Sequence[NewExecution]) -> dict[int, tu
     arrays = {name: list(column) for name, column in zip(_ITEM, columns, strict=True)}
     placed = connection.all(_record, **arrays)
     return {position - 1: (sequence, time) for position, sequence, time in placed}
+
+
+class Known(NamedTuple):
+    """What an earlier request has made."""
+
+    digest: bytes
+    sequence: int
+    execution_id: str
+    time: int
+
+
+@statement
+def _select_known(_dialect: DialectName) -> sa.Executable:
+    given = _given(_REQUEST)
+    # By itself: a resource of another RPC is no number.
+    found = (
+        sa.select(given.c.position, requests)
+        .join(requests, sa.and_(*(requests.c[name] == given.c[name] for name in _REQUEST)))
+        .cte("found")
+        .prefix_with("MATERIALIZED")
+    )
+    return sa.select(
+        found.c.position,
+        found.c.digest,
+        executions.c.sequence,
+        executions.c.execution_id,
+        executions.c.record_time,
+    ).join(
+        executions,
+        sa.and_(
+            executions.c.session_id == found.c.session_id,
+            executions.c.sequence == sa.cast(found.c.resource, sa.Integer),
+        ),
+    )
+
+
+def known(connection: Connection, items: Sequence[NewExecution]) -> dict[int, Known]:
+    """What the same requests have made before, by the index of the item."""
+    keys = [
+        (item.session_id, request.rpc, str(request.actor), request.request_id)
+        if (request := item.request)
+        else (item.session_id, None, None, None)
+        for item in items
+    ]
+    columns = zip(*keys, strict=True)
+    arrays = {name: list(column) for name, column in zip(_REQUEST, columns, strict=True)}
+    return {
+        position - 1: Known(*found) for position, *found in connection.all(_select_known, **arrays)
+    }
