@@ -1,47 +1,53 @@
-"""`make bench`: ours as it is shipped against the no-op server, in interleaved rounds."""
+"""`make bench`: ours as it is shipped next to its ceilings, in interleaved rounds."""
 
 import argparse
+import json
+import shlex
 import signal
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import product
 from pathlib import Path
+from typing import Any
 
-from bench import disk, generator, report, servers
-from bench.report import Measurement, Pair
-from bench.scenarios import SCENARIOS, Preparation, Scenario
-from bench.servers import Server
+from bench import bulk, calls, databases, followers, generator, goals, growth, publish, reading
+from bench.context import Context
+from bench.report import machine
+from bench.servers import ROOT
 
-WARM_UP_SECONDS = 0.5
-# Requests prepared for each second of the first round, for one caller and for
-# more; then a quarter above what was used. Too few only end a measurement early.
-REQUESTS_PER_SECOND = (2_000, 4_000)
-RESERVE = 1.25
+PARTS: dict[str, Callable[[Context], Any]] = {
+    "calls": calls.measure,
+    "bulk": bulk.measure,
+    "reading": reading.measure,
+    "growth": growth.measure,
+    "followers": followers.measure,
+}
+OF_DATABASE = {"sqlite": tuple(PARTS), "postgres": ("calls", "bulk", "growth")}
 
 
 def main() -> int:
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are stopped
     generator.build()
+    file: Path = options.results
+    results = json.loads(file.read_text()) if file.exists() and options.add else {}
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="infrascout-bench-", dir=options.folder)
             )
         )
-        ceilings = _ceilings(folder)
-        ours = stack.enter_context(servers.ours(folder))
-        noop = stack.enter_context(servers.noop())
-        results = _measure(options, ours, noop, folder)
-        memory = (
-            f"peak memory: ours {ours.peak_bytes() / 1e6:.0f} MB, "
-            f"no-op {noop.peak_bytes() / 1e6:.0f} MB"
-        )
-    print(report.table(results, markdown=options.markdown), end="\n\n")
-    facts = [report.machine(), report.generator_share(results), memory, *ceilings]
-    print("\n".join(f"- {fact}" for fact in facts))
-    problems = report.errors(results)
+        for kind in options.database:
+            for _ in _measure(options, kind, folder, results):
+                # Part by part, should a later one fail.
+                results["run"] = _run(options, results)
+                file.write_text(json.dumps(results, indent=1) + "\n")
+    publish.publish(results, file.parent)
+    print(goals.as_table(results))
+    problems = list(_errors(results))
     print("".join(f"ERROR {problem}\n" for problem in problems), end="", file=sys.stderr)
     return 1 if problems else 0
 
@@ -49,77 +55,93 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--callers", nargs="+", type=int, default=[1, 64])
-    parser.add_argument("--markdown", action="store_true", help="print the README's table")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    kinds = list(OF_DATABASE)
+    parser.add_argument("--database", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rpc", nargs="+", default=[], help="only these unary calls")
+    parser.add_argument("--callers", nargs="+", type=int, default=[], help="only so many at once")
+    parser.add_argument(
+        "--results", type=Path, default=publish.RESULTS, help="RESULTS.md comes beside it"
+    )
+    parser.add_argument("--add", action="store_true", help="keep the parts that stand there")
     parser.add_argument(
         "--folder", type=Path, help="on the disk to measure; else the usual for temporary files"
     )
     return parser.parse_args()
 
 
-def _ceilings(folder: Path) -> list[str]:
-    return [
-        f"fsync of an appended 4 KiB: {disk.fsync_microseconds(folder):,.0f} µs",
-        *(
-            f"raw SQLite, {rows} such execution{'s' * (rows > 1)} a transaction: "
-            f"{disk.sqlite_rows_per_second(folder, rows, seconds=1):,.0f} rows/s"
-            for rows in (1, 50)
-        ),
-    ]
-
-
 def _measure(
-    options: argparse.Namespace, ours: Server, noop: Server, folder: Path
-) -> dict[tuple[str, int], list[Pair]]:
-    preparation = Preparation(ours.address, folder)
-    file = folder / "requests"
-    results: dict[tuple[str, int], list[Pair]] = {}
-    for number, name, callers in product(range(options.rounds), options.scenario, options.callers):
-        scenario = SCENARIOS[name]
-        rounds = results.setdefault((name, callers), [])
-        requests = scenario.requests(preparation, _needed(options, callers, rounds))
-        generator.write_requests(file, (request.SerializeToString() for request in requests))
-        # Who goes first alternates; the no-op server may see a request again.
-        turns = [(ours, scenario.once), (noop, False)]
-        measured = {
-            server: _one(server, scenario, file, callers, options.seconds, once=once)
-            for server, once in (turns if number % 2 == 0 else reversed(turns))
-        }
-        pair = Pair(measured[ours], measured[noop])
-        rounds.append(pair)
-        print(
-            f"round {number + 1} of {options.rounds}, {name}, {callers} at once: "
-            f"ours {pair.ours.load.per_second:,.0f}/s, no-op {pair.noop.load.per_second:,.0f}/s",
-            file=sys.stderr,
+    options: argparse.Namespace, kind: str, folder: Path, results: dict[str, Any]
+) -> Iterator[None]:
+    parts = [part for part in OF_DATABASE[kind] if part in options.part]
+    if not parts:
+        return
+    with ExitStack() as stack:
+        if kind == "postgres":
+            database: Any = stack.enter_context(databases.postgres())
+            results["postgres_version"] = database.version()
+        else:
+            database = databases.Sqlite(folder)
+        context = Context(
+            options.rounds,
+            options.seconds,
+            folder,
+            database,
+            tuple(options.rpc),
+            tuple(options.callers),
         )
-    return results
+        for part in parts:
+            start = time.monotonic()
+            results.setdefault(kind, {})[part] = PARTS[part](context)
+            context.say(f"{part} took {time.monotonic() - start:.0f} s")
+            yield
 
 
-def _needed(options: argparse.Namespace, callers: int, rounds: list[Pair]) -> int:
-    if rounds:
-        return int(RESERVE * max(pair.ours.load.all_calls for pair in rounds)) + callers
-    seconds: float = options.seconds + WARM_UP_SECONDS
-    return int(seconds * REQUESTS_PER_SECOND[callers > 1])
+def _run(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    version = results.get("postgres_version")
+    return {
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "commit": _commit(),
+        "machine": machine(),
+        "postgres": f", PostgreSQL {version}" if version else "",
+        "generator_cores": max((load["cpu_per_second"] for _, load in _loads(results)), default=0),
+    }
 
 
-def _one(
-    server: Server, scenario: Scenario, requests: Path, callers: int, seconds: float, *, once: bool
-) -> Measurement:
-    before = server.cpu_seconds()
-    load = generator.measure(
-        server.address,
-        scenario.path,
-        requests,
-        callers=callers,
-        seconds=seconds,
-        warm_up_seconds=WARM_UP_SECONDS,
-        once=once,
-        mode=scenario.mode,
-    )
-    used = server.cpu_seconds() - before
-    return Measurement(load, server_cpu_us=used * 1e6 / max(load.all_calls, 1))
+def _commit() -> str:
+    command = ["git", "log", "-1", "--format=%h"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "an unknown commit"
+
+
+def _loads(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the generator reported, and where."""
+    for kind in OF_DATABASE:
+        parts = results.get(kind, {})
+        for row in parts.get("calls", {}).get("rows", []):
+            for one in row["rounds"]:
+                for who, measured in one.items():
+                    yield f"{kind}, {row['rpc']}, {row['callers']} callers, {who}", measured["load"]
+        for row in parts.get("reading", {}).get("streams", []):
+            for one in row["rounds"]:
+                for who, load in one.items():
+                    yield f"{kind}, ListExecutions of {row['executions']}, {who}", load
+
+
+def _errors(results: dict[str, Any]) -> Iterator[str]:
+    """What went wrong: calls that failed, and windows in which nothing ended."""
+    for where, load in _loads(results):
+        if load["errors"]:
+            yield f"{where}: {load['errors']} {load['first_errors']}"
+        elif not load["calls"]:
+            yield f"{where}: no call ended while it was measured"
+    for kind in OF_DATABASE:
+        for one in results.get(kind, {}).get("bulk", {}).get("rounds", []):
+            if one["ours"]["errors"]:
+                yield f"{kind}, RecordExecutions: {one['ours']['first_errors']}"
 
 
 if __name__ == "__main__":

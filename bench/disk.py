@@ -33,9 +33,9 @@ def fsync_microseconds(folder: Path, times: int = 200) -> float:
     return statistics.median(costs) * 1e6
 
 
-def sqlite_rows_per_second(folder: Path, rows: int, seconds: float) -> float:
-    """Rows of a recorded execution, committed `rows` at a time as durably as the service does."""
-    database = sqlite3.connect(folder / f"ceiling-{rows}.db", isolation_level=None)
+def sqlite_rows_per_second(file: Path, rows: int, seconds: float) -> float:
+    """Executions in a flat table, committed `rows` at a time as durably as the service does."""
+    database = sqlite3.connect(file, isolation_level=None)
     try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")

@@ -75,31 +75,56 @@ def measure(
     warm_up_seconds: float,
     once: bool,
     mode: str = "unary",
+    window: int = 16,
 ) -> Load:
     return _run(
         [
             *("-target", address, "-method", method, "-requests", str(requests)),
             *("-mode", mode, "-callers", str(callers), f"-once={str(once).lower()}"),
+            *("-window", str(window)),
             *("-duration", f"{seconds}s", "-warmup", f"{warm_up_seconds}s"),
         ],
         limit_seconds=seconds + warm_up_seconds + 60,
     )
 
 
-def send(address: str, method: str, requests: Iterable[bytes], folder: Path) -> list[bytes]:
-    """Send each request once, from 64 callers; the replies come in any order."""
+def send(
+    address: str,
+    method: str,
+    requests: Iterable[bytes],
+    folder: Path,
+    *,
+    callers: int = 64,
+    mode: str = "unary",
+) -> list[bytes]:
+    """Send each request once; the replies (of unary calls) come in any order."""
+    callers = callers if mode == "unary" else 1
     sent, kept = folder / "preparation.requests", folder / "preparation.replies"
     write_requests(sent, requests)
     load = _run(
         [
             *("-target", address, "-method", method, "-requests", str(sent), "-once"),
-            *("-duration", "0s", "-patience", "120s", "-callers", "64", "-replies", str(kept)),
+            *("-duration", "0s", "-patience", "120s", "-callers", str(callers)),
+            *("-mode", mode, "-replies", str(kept)),
         ],
         limit_seconds=180,
     )
     if load.errors:
         raise SystemExit(f"preparing with {method} failed: {load.errors} {load.first_errors}")
     return read_replies(kept)
+
+
+def stream_once(address: str, method: str, request: bytes, folder: Path) -> Load:
+    """Drain one stream."""
+    file = folder / "stream.request"
+    write_requests(file, [request])
+    return _run(
+        [
+            *("-target", address, "-method", method, "-requests", str(file), "-mode", "stream"),
+            *("-once", "-duration", "0s", "-patience", "300s"),
+        ],
+        limit_seconds=400,
+    )
 
 
 def _run(arguments: list[str], limit_seconds: float) -> Load:

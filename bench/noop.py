@@ -30,9 +30,9 @@ SUBMITTED = samples.session(
     session_pb2.SESSION_STATUS_RUNNING, session_pb2.SESSION_STATUS_PENDING_REVIEW
 )
 EXECUTIONS = 10_000
-# As the service pages: a small first message, then larger ones.
-FIRST_BATCH, BATCH = 20, 200
-BOUNDS = [0, *range(FIRST_BATCH, EXECUTIONS, BATCH), EXECUTIONS]
+# As the service pages (servicers/session_service.py): fifty, then a megabyte a message.
+FIRST_PAGE = 50
+PAGE = 2**20 // (200 + len(samples.COMMAND) + len(samples.OUTPUT))
 
 Row = tuple[str, int, str, int, str, int, int, int, str]
 ROWS: list[Row] = [
@@ -49,6 +49,9 @@ class Sessions(session_service_pb2_grpc.SessionServiceServicer):
     started = session_service_pb2.StartSessionResponse(session=RUNNING)
     got = session_service_pb2.GetSessionResponse(session=RUNNING)
     submitted = session_service_pb2.SubmitSessionResponse(session=SUBMITTED)
+    listed = session_service_pb2.ListSessionsResponse(
+        sessions=[RUNNING] * 20, next_page_token=samples.PAGE_TOKEN
+    )
 
     async def StartSession(
         self, request: session_service_pb2.StartSessionRequest, context: object
@@ -65,11 +68,17 @@ class Sessions(session_service_pb2_grpc.SessionServiceServicer):
     ) -> session_service_pb2.SubmitSessionResponse:
         return self.submitted
 
+    async def ListSessions(
+        self, request: session_service_pb2.ListSessionsRequest, context: object
+    ) -> session_service_pb2.ListSessionsResponse:
+        return self.listed
+
     async def ListExecutions(
         self, request: session_service_pb2.ListExecutionsRequest, context: object
     ) -> AsyncIterator[session_service_pb2.ListExecutionsResponse]:
         """The stream without a database: messages are built from tuples in memory."""
-        for start, end in pairwise(BOUNDS):
+        count = min(request.limit or EXECUTIONS, EXECUTIONS)
+        for start, end in pairwise([0, *range(FIRST_PAGE, count, PAGE), count]):
             yield session_service_pb2.ListExecutionsResponse(
                 executions=[_execution(row) for row in ROWS[start:end]]
             )
@@ -77,11 +86,27 @@ class Sessions(session_service_pb2_grpc.SessionServiceServicer):
 
 class Recording(recording_service_pb2_grpc.RecordingServiceServicer):
     recorded = recording_service_pb2.RecordExecutionResponse(execution=samples.execution(1))
+    result = recording_service_pb2.RecordExecutionsResult(
+        request_id=samples.request_id("0000", 0),
+        recorded=recording_service_pb2.Recorded(
+            session_id=SESSION_ID, execution_id=samples.execution_id(0), sequence=10_000
+        ),
+    )
 
     async def RecordExecution(
         self, request: recording_service_pb2.RecordExecutionRequest, context: object
     ) -> recording_service_pb2.RecordExecutionResponse:
         return self.recorded
+
+    async def RecordExecutions(
+        self,
+        request_iterator: AsyncIterator[recording_service_pb2.RecordExecutionsRequest],
+        context: object,
+    ) -> AsyncIterator[recording_service_pb2.RecordExecutionsResponse]:
+        async for message in request_iterator:
+            yield recording_service_pb2.RecordExecutionsResponse(
+                results=[self.result] * len(message.executions)
+            )
 
 
 def _execution(row: Row) -> execution_pb2.Execution:
@@ -99,6 +124,7 @@ def _execution(row: Row) -> execution_pb2.Execution:
         start_time=time,
         end_time=time,
         record_time=time,
+        finish_record_time=time,
         actor=actor_pb2.Actor(subject=subject, kind=actor_pb2.ACTOR_KIND_SERVICE),
     )
 

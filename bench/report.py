@@ -1,81 +1,159 @@
-"""Turns measurements into tables."""
+"""Turns results into Markdown tables; every figure is a median of the rounds."""
 
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
+from typing import Any
 
 import grpc
 
-from bench.generator import Load
+Round = dict[str, Any]
+Rounds = Sequence[Round]
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One server, one scenario, one number of callers, one round."""
-
-    load: Load
-    server_cpu_us: float  # a call
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Ours and the no-op server, one right after the other."""
-
-    ours: Measurement
-    noop: Measurement
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Aligned Markdown; all columns but the first are numbers."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [cells[0], rule, *cells[1:]])
 
 
-Rounds = Sequence[Pair]
+def ratios(rounds: Rounds, of: Callable[[Any], float], base: str = "noop") -> list[float]:
+    """Ours as a share of another, round by round."""
+    return [of(one["ours"]) / of(one[base]) if of(one[base]) else 0.0 for one in rounds]
 
 
-def _of(server: str, value: Callable[[Measurement], float], shape: str) -> Callable[[Rounds], str]:
-    """The median over the rounds."""
-    return lambda rounds: format(median(value(getattr(pair, server)) for pair in rounds), shape)
+def ratio(rounds: Rounds, of: Callable[[Any], float], base: str = "noop") -> float:
+    return median(ratios(rounds, of, base))
 
 
-def _ratios(rounds: Rounds) -> list[float]:
+def middle(rounds: Rounds, who: str, of: Callable[[Any], float]) -> float:
+    return median(of(one[who]) for one in rounds)
+
+
+def call_rate(one: Any) -> float:
+    return float(one["load"]["per_second"])
+
+
+def stream_rate(callers: int) -> Callable[[Any], float]:
+    """Streams a second. Of one caller by their median time: few end in a window, and whether the
+    last one still does is chance.
+    """
+    if callers == 1:
+        return lambda one: 1e6 / float(one["latency_us"]["p50"] or 1e12)
+    return lambda one: float(one["per_second"])
+
+
+def row_rate(one: Any) -> float:
+    return float(one["rows_per_second"])
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{min(values):.0%}–{max(values):.0%}"  # noqa: RUF001
+
+
+def _latency(share: str) -> Callable[[Any], float]:
+    return lambda one: float(one["load"]["latency_us"][share]) / 1000
+
+
+def _bytes(one: Any) -> float:
+    return float(one["load"]["bytes"] / max(one["load"]["calls"], 1))
+
+
+def _cpu(one: Any) -> float:
+    return float(one["server_cpu_us"])
+
+
+# Title, whose, what of a measurement, how it is written.
+COLUMNS: tuple[tuple[str, str, Callable[[Any], float], str], ...] = (
+    ("ours /s", "ours", call_rate, ",.0f"),
+    ("no-op /s", "noop", call_rate, ",.0f"),
+    ("p50 ms", "ours", _latency("p50"), ".2f"),
+    ("p99 ms", "ours", _latency("p99"), ".2f"),
+    ("no-op p50", "noop", _latency("p50"), ".2f"),
+    ("no-op p99", "noop", _latency("p99"), ".2f"),
+    ("CPU µs/call", "ours", _cpu, ".0f"),
+    ("no-op CPU", "noop", _cpu, ".0f"),
+    ("bytes", "ours", _bytes, ",.0f"),
+    ("no-op bytes", "noop", _bytes, ",.0f"),
+)
+
+
+def calls(result: dict[str, Any]) -> str:
+    head = ["RPC", "callers", "ours/no-op", "rounds", *(column[0] for column in COLUMNS)]
+    return table(
+        head,
+        (
+            [
+                row["rpc"],
+                str(row["callers"]),
+                f"{ratio(row['rounds'], call_rate):.0%}",
+                spread(ratios(row["rounds"], call_rate)),
+                *(format(middle(row["rounds"], who, of), as_) for _, who, of, as_ in COLUMNS),
+            ]
+            for row in result["rows"]
+        ),
+    )
+
+
+def bulk(result: dict[str, Any], database: str) -> str:
+    rounds = result["rounds"]
+    names = {
+        "ours": "`RecordExecutions`, one client",
+        "raw": f"raw {database} loop, the same rows",
+        "flat": "raw SQLite loop, one flat table",
+        "noop": "no-op `RecordExecutions`",
+    }
+    rows = []
+    for name, text in names.items():
+        if not rounds[0].get(name):
+            continue
+        own = name == "ours"
+        rows.append(
+            [
+                text,
+                f"{middle(rounds, name, row_rate):,.0f}",
+                "" if own else f"{ratio(rounds, row_rate, name):.0%}",
+                "" if own else spread(ratios(rounds, row_rate, name)),
+                *_stream_cells(rounds, name),
+            ]
+        )
+    head = ["what", "rows/s", "ours/it", "rounds", "message p50 ms", "p99 ms", "CPU µs/row"]
+    return table(head, rows)
+
+
+def _stream_cells(rounds: Rounds, name: str) -> list[str]:
+    if "latency_us" not in rounds[0][name]:
+        return ["", "", ""]
     return [
-        pair.ours.load.per_second / pair.noop.load.per_second if pair.noop.load.calls else 0.0
-        for pair in rounds
+        f"{middle(rounds, name, lambda one: one['latency_us']['p50'] / 1000):.1f}",
+        f"{middle(rounds, name, lambda one: one['latency_us']['p99'] / 1000):.1f}",
+        f"{middle(rounds, name, lambda one: one['cpu_us_per_row']):.1f}",
     ]
 
 
-def _spread(rounds: Rounds) -> str:
-    ratios = _ratios(rounds)
-    return f"{min(ratios):.0%}–{max(ratios):.0%}"  # noqa: RUF001
-
-
-COLUMNS: dict[str, Callable[[Rounds], str]] = {
-    "ours/no-op": lambda rounds: f"{median(_ratios(rounds)):.0%}",
-    "rounds": _spread,
-    "ours /s": _of("ours", lambda m: m.load.per_second, ",.0f"),
-    "no-op /s": _of("noop", lambda m: m.load.per_second, ",.0f"),
-    "p50 ms": _of("ours", lambda m: m.load.latency_us["p50"] / 1000, ".2f"),
-    "p99 ms": _of("ours", lambda m: m.load.latency_us["p99"] / 1000, ".2f"),
-    "no-op p50": _of("noop", lambda m: m.load.latency_us["p50"] / 1000, ".2f"),
-    "no-op p99": _of("noop", lambda m: m.load.latency_us["p99"] / 1000, ".2f"),
-    "CPU µs/call": _of("ours", lambda m: m.server_cpu_us, ".0f"),
-    "no-op CPU": _of("noop", lambda m: m.server_cpu_us, ".0f"),
-    "reply bytes": _of("ours", lambda m: m.load.bytes_per_call, ",.0f"),
-    "no-op bytes": _of("noop", lambda m: m.load.bytes_per_call, ",.0f"),
-    "generator cores": _of("noop", lambda m: m.load.cpu_per_second, ".2f"),
-}
-
-
-def table(results: dict[tuple[str, int], list[Pair]], *, markdown: bool) -> str:
-    """One line for each scenario and number of callers; figures are medians of the rounds."""
-    rows = [["RPC", "callers", *COLUMNS]]
-    for (name, callers), rounds in results.items():
-        rows.append([name, str(callers), *(cell(rounds) for cell in COLUMNS.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    if not markdown:
-        return "\n".join("  ".join(line) for line in lines)
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+def streams(result: list[dict[str, Any]]) -> str:
+    head = [
+        *("ListExecutions of", "callers", "ours/no-op", "rounds", "ours executions/s"),
+        *("no-op executions/s", "messages", "no-op messages", "bytes", "no-op bytes"),
+    ]
+    rows = []
+    for of in result:
+        rounds, count, rate = of["rounds"], of["executions"], stream_rate(of["callers"])
+        cells = [f"{count:,}", str(of["callers"]), f"{ratio(rounds, rate):.0%}"]
+        cells.append(spread(ratios(rounds, rate)))
+        cells += [f"{middle(rounds, who, rate) * count:,.0f}" for who in ("ours", "noop")]
+        for field in ("messages", "bytes"):
+            cells += [
+                f"{middle(rounds, who, lambda one, f=field: one[f] / max(one['calls'], 1)):,.0f}"  # type: ignore[misc]
+                for who in ("ours", "noop")
+            ]
+        rows.append(cells)
+    return table(head, rows)
 
 
 def machine() -> str:
@@ -92,23 +170,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def generator_share(results: dict[tuple[str, int], list[Pair]]) -> str:
-    """Against the no-op server, where the generator works hardest."""
-    busiest = max(pair.noop.load.cpu_per_second for rounds in results.values() for pair in rounds)
-    return f"load generator: at most {busiest:.2f} of one core"
-
-
-def errors(results: dict[tuple[str, int], list[Pair]]) -> list[str]:
-    """What went wrong: calls that failed, and windows in which nothing ended."""
-    found = []
-    for (name, callers), rounds in results.items():
-        for pair in rounds:
-            for server, load in (("ours", pair.ours.load), ("no-op", pair.noop.load)):
-                where = f"{name}, {callers} callers, {server}"
-                if load.errors:
-                    found.append(f"{where}: {load.errors} {load.first_errors}")
-                elif not load.calls:
-                    found.append(f"{where}: no call ended while it was measured")
-    return found

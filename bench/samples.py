@@ -4,6 +4,7 @@ Everything of one kind has one size, so that messages of the two servers compare
 """
 
 import hashlib
+from collections.abc import Iterator
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -23,6 +24,7 @@ CAPABILITY = "shell"
 COMMAND = "ss --tcp --listening --numeric --processes | sort --key=4"
 OUTPUT = ("LISTEN 0 128 0.0.0.0:22 0.0.0.0:* users:sshd\n" * 23)[:1024]  # 1 KiB
 OUTPUT_SHA256 = hashlib.sha256(OUTPUT.encode()).hexdigest()
+PAGE_TOKEN = "t" * 94
 TIME_SECONDS = 1_767_225_600
 TIME = Timestamp(seconds=TIME_SECONDS, nanos=123_456_000)
 LOCAL = actor_pb2.Actor(subject="local", kind=actor_pb2.ACTOR_KIND_SERVICE)
@@ -88,6 +90,19 @@ def record_execution(
     )
 
 
+def list_sessions() -> session_service_pb2.ListSessionsRequest:
+    return session_service_pb2.ListSessionsRequest(limit=20)
+
+
+def record_executions(
+    batch: str, messages: int, rows: int, session: str
+) -> Iterator[recording_service_pb2.RecordExecutionsRequest]:
+    for first in range(0, messages * rows, rows):
+        yield recording_service_pb2.RecordExecutionsRequest(
+            executions=[record_execution(batch, first + i, session) for i in range(rows)]
+        )
+
+
 def session(*statuses: session_pb2.SessionStatus) -> session_pb2.Session:
     """A session as the service answers it after these transitions."""
     submitted = statuses[-1] == session_pb2.SESSION_STATUS_PENDING_REVIEW
@@ -124,5 +139,6 @@ def execution(n: int) -> execution_pb2.Execution:
         start_time=TIME,
         end_time=TIME,
         record_time=TIME,
+        finish_record_time=TIME,
         actor=LOCAL,
     )

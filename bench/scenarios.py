@@ -8,18 +8,20 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from bench import generator, samples
+from bench.servers import Server
 from infrascout.sessions.v1 import session_service_pb2
 
 PACKAGE = "/infrascout.sessions.v1."
 READ_SESSIONS = 100
 RECORDED_SESSIONS = 64
+PREPARED_ROWS = 500
 
 
 class Preparation:
     """Brings our server into the state that a measurement needs, through its own API."""
 
-    def __init__(self, address: str, folder: Path) -> None:
-        self._address = address
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
         self._folder = folder
         self._batches = (f"{n:04d}" for n in count(1))
 
@@ -28,7 +30,7 @@ class Preparation:
         return next(self._batches)
 
     def agents(self, batch: str, n: int) -> None:
-        self._send(
+        self.send(
             "AgentService/RegisterAgent", (samples.register_agent(batch, i) for i in range(n))
         )
 
@@ -36,18 +38,41 @@ class Preparation:
         """Ids of new sessions, each of an agent of its own."""
         self.agents(batch, n)
         requests = (samples.start_session(batch, i) for i in range(n))
-        replies = self._send("SessionService/StartSession", requests)
+        replies = self.send("SessionService/StartSession", requests)
         parse = session_service_pb2.StartSessionResponse.FromString
         return [parse(reply).session.session_id for reply in replies]
 
-    def _send(self, method: str, requests: Iterable[Message]) -> list[bytes]:
+    def executions(self, n: int) -> str:
+        """A new session with so many executions of 1 KiB."""
+        batch = self.batch()
+        [session] = self.sessions(batch, 1)
+        # Five hundred a message, which is far below the limit of 4 MiB.
+        messages = samples.record_executions(batch, -(-n // PREPARED_ROWS), PREPARED_ROWS, session)
+        generator.send(
+            self.server.address,
+            f"{PACKAGE}RecordingService/RecordExecutions",
+            (message.SerializeToString() for message in messages),
+            self._folder,
+            mode="bidi",
+        )
+        return session
+
+    def send(self, method: str, requests: Iterable[Message], *, callers: int = 64) -> list[bytes]:
+        """Send each request once; the replies come in any order."""
         messages = (request.SerializeToString() for request in requests)
-        return generator.send(self._address, PACKAGE + method, messages, self._folder)
+        return generator.send(
+            self.server.address, PACKAGE + method, messages, self._folder, callers=callers
+        )
 
 
 def _get_session(preparation: Preparation, _: int) -> Iterable[Message]:
     for session in preparation.sessions(preparation.batch(), READ_SESSIONS):
         yield session_service_pb2.GetSessionRequest(session_id=session)
+
+
+def _list_sessions(preparation: Preparation, _: int) -> Iterable[Message]:
+    preparation.sessions(preparation.batch(), READ_SESSIONS)
+    yield samples.list_sessions()
 
 
 def _record_execution(preparation: Preparation, n: int) -> Iterable[Message]:
@@ -77,7 +102,6 @@ class Scenario:
     requests: Callable[[Preparation, int], Iterable[Message]]
     # Ours gets each request once; else, and on the no-op server, they are cycled.
     once: bool
-    mode: str = "unary"
 
     @property
     def path(self) -> str:
@@ -86,6 +110,7 @@ class Scenario:
 
 SCENARIOS = {
     "GetSession": Scenario("SessionService/GetSession", _get_session, once=False),
+    "ListSessions": Scenario("SessionService/ListSessions", _list_sessions, once=False),
     "RecordExecution": Scenario("RecordingService/RecordExecution", _record_execution, once=True),
     "StartSession": Scenario("SessionService/StartSession", _start_session, once=True),
     "SubmitSession": Scenario("SessionService/SubmitSession", _submit_session, once=True),

@@ -14,8 +14,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 20
-STOP_SECONDS = 20
+# Ours runs elsewhere, and from a checkout that may not be installed.
+SOURCES = os.pathsep.join(str(ROOT / name) for name in ("service", "generated"))
+START_SECONDS = 60
+STOP_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,35 @@ class Server:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def memory_bytes(self) -> int:
+        """What it holds now."""
+        return self._status("VmRSS:")
+
     def peak_bytes(self) -> int:
-        """The most memory it ever held."""
+        """The most memory it ever held, or since `forget_peak`."""
+        return self._status("VmHWM:")
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
-        raise LookupError("VmHWM")
+        raise LookupError(name)
 
 
 @contextmanager
-def ours(folder: Path) -> Iterator[Server]:
+def ours(folder: Path, database_url: str) -> Iterator[Server]:
     """The service as it is shipped: no setting but where it listens and stores."""
     address = f"127.0.0.1:{_free_port()}"
     command = [
         *(sys.executable, "-m", "infrascout_sessions", "serve", "--listen", address),
-        *("--database-url", f"sqlite+aiosqlite:///{(folder / 'sessions.db').absolute()}"),
+        *("--database-url", database_url),
     ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("INFRASCOUT_")}
-    log = folder / "ours.log"
+    environment["PYTHONPATH"] = SOURCES
+    log = folder / f"ours-{address.rpartition(':')[2]}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, cwd=folder, env=environment
@@ -57,12 +70,14 @@ def ours(folder: Path) -> Iterator[Server]:
         except BaseException:
             print(f"The end of the service's log:\n{log.read_text()[-4000:]}", file=sys.stderr)
             raise
+    log.unlink()
 
 
 @contextmanager
 def noop() -> Iterator[Server]:
     command = [sys.executable, "-m", "bench.noop", "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": SOURCES}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment)
     with _stopped_afterwards(process):
         assert process.stdout is not None
         port = process.stdout.readline().decode().strip()

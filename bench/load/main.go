@@ -20,6 +20,7 @@ import (
 type options struct {
 	target, method, mode, requests, replies string
 	callers, connections, window, cores     int
+	stalled                                 int
 	calls                                   int64
 	once                                    bool
 	warmUp, duration, patience              time.Duration
@@ -29,21 +30,28 @@ func main() {
 	var o options
 	flag.StringVar(&o.target, "target", "127.0.0.1:50051", "`address` of the server")
 	flag.StringVar(&o.method, "method", "", "full `name`, /package.Service/Method")
-	flag.StringVar(&o.mode, "mode", "unary", "unary, stream (from the server) or bidi")
+	flag.StringVar(&o.mode, "mode", "unary", "unary, stream (from the server), bidi or follow (ListExecutions with follow)")
 	flag.StringVar(&o.requests, "requests", "", "`file` of messages, each after its length (uint32, network order)")
 	flag.StringVar(&o.replies, "replies", "", "`file` to keep replies in, framed likewise (unary)")
-	flag.IntVar(&o.callers, "callers", 1, "callers at once (bidi: streams)")
+	flag.IntVar(&o.callers, "callers", 1, "callers at once (bidi, follow: streams)")
+	flag.IntVar(&o.stalled, "stalled", 0, "of these, how many read nothing until all others have ended (follow)")
 	flag.IntVar(&o.connections, "connections", 0, "connections they share; 0: one for one caller, else up to 4")
 	flag.IntVar(&o.window, "window", 16, "unacknowledged messages a stream (bidi)")
 	flag.IntVar(&o.cores, "cores", 1, "cores to run on; with one it costs less and leaves the others to the server")
-	flag.Int64Var(&o.calls, "calls", 0, "exactly so many calls, without warm-up; 0: by time")
+	flag.Int64Var(&o.calls, "calls", 0, "exactly so many calls, without warm-up; 0: by time (follow: the last sequence)")
 	flag.BoolVar(&o.once, "once", false, "send each request once and stop when they are used up")
 	flag.DurationVar(&o.warmUp, "warmup", 500*time.Millisecond, "unmeasured time before")
 	flag.DurationVar(&o.duration, "duration", 3*time.Second, "measured time; 0 with -once: until used up, without warm-up")
 	flag.DurationVar(&o.patience, "patience", 30*time.Second, "cancel what has not ended so long after the measured time (with -calls: after the start)")
 	flag.Parse()
 	runtime.GOMAXPROCS(o.cores)
-	r, err := run(context.Background(), o)
+	var r any
+	var err error
+	if o.mode == "follow" {
+		r, err = follow(context.Background(), o)
+	} else {
+		r, err = run(context.Background(), o)
+	}
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(r)
 	}

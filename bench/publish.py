@@ -1,0 +1,77 @@
+"""Writes RESULTS.md and the chart from results.json: `python -m bench.publish`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench import chart, goals, report, tables
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results.json"
+
+
+def main() -> None:
+    publish(json.loads(RESULTS.read_text()), FOLDER)
+
+
+def publish(results: dict[str, Any], folder: Path) -> None:
+    (folder / "RESULTS.md").write_text(text(results))
+    calls = results.get("sqlite", {}).get("calls")
+    if calls and {row["rpc"] for row in calls["rows"]} >= chart.RPCS:
+        (folder / "throughput.svg").write_text(chart.throughput(calls))
+
+
+def text(results: dict[str, Any]) -> str:
+    parts = [INTRODUCTION.format(**results["run"])]
+    for kind, title in goals.TITLES.items():
+        parts += [
+            f"**{heading.format(database=title)}**\n\n{of_part(results[kind][part], title)}"
+            for part, (heading, of_part) in SECTIONS.items()
+            if part in results.get(kind, {})
+        ]
+    parts.append(f"**The goals**\n\n{goals.as_table(results)}")
+    return "\n\n".join(parts) + "\n"
+
+
+INTRODUCTION = """\
+Medians of {rounds} interleaved rounds of {seconds:g} s each, every figure next to its ceiling \
+from the same round. Durable: a write is answered after its fsync. \
+`{command}` made this of {commit}, on {machine}{postgres}; the load generator used at most \
+{generator_cores:.2f} of one core. \
+[bench/README.md](bench/README.md) says what is compared with what, and what was found.
+
+![Throughput and p99 latency against callers](bench/throughput.svg)"""
+
+
+def _calls(result: dict[str, Any], _title: str) -> str:
+    ceilings = result["ceilings"]
+    rate = ceilings.get("raw_rows_per_second")
+    raw = (
+        f" Raw SQLite commits {rate:,.0f} a second of RecordExecution's rows, one a transaction."
+        if rate
+        else ""
+    )
+    peak = {who: of / 1e6 for who, of in result["peak_bytes"].items()}
+    return (
+        f"{report.calls(result)}\n\nPeak memory: ours {peak['ours']:.0f} MB,"
+        f" no-op {peak['noop']:.0f} MB."
+        f" An fsync of 4 KiB: {ceilings['fsync_us']:,.0f} µs.{raw}"
+    )
+
+
+SECTIONS: dict[str, Any] = {
+    "calls": ("Calls on {database} against a server that does nothing", _calls),
+    "bulk": ("Fifty executions a message, {database}", report.bulk),
+    "reading": (
+        "Reading, {database}",
+        lambda result, _: (
+            f"{report.streams(result['streams'])}\n\n{tables.long_sessions(result['long'])}"
+        ),
+    ),
+    "growth": ("Growth, {database}", lambda result, _: tables.growth(result)),
+    "followers": ("Followers, {database}", lambda result, _: tables.followers(result)),
+}
+
+
+if __name__ == "__main__":
+    main()
