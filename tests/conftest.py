@@ -1,9 +1,13 @@
 """Fixtures: a database of its own for each test, and a server on it with a client."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+# Before gRPC is loaded: its handlers crash a child, now and then, between fork and exec.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import pytest
 

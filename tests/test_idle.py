@@ -94,7 +94,7 @@ async def test_an_idle_session_is_interrupted_and_others_are_spared(
         assert min(await awake) > 20
         session = await get_session(client, submitted)
         assert session.status == session_pb2.SESSION_STATUS_PENDING_REVIEW
-    assert f'"session_id": "{idle}", "reason": "idle for ' in log.read_text()
+    assert f'"session_id":"{idle}","reason":"idle for ' in log.read_text()
 
 
 async def test_many_that_are_idle_are_all_interrupted(database_url: str) -> None:

@@ -461,6 +461,7 @@ class Operations(RuleBasedStateMachine):
             record_time=made.record_time,
             actor=LOCAL,
             step="2.1",
+            finish_record_time=made.record_time,
         )
         assert made == expected
         for sent, kept in ((output, made.output), (error_output, made.error_output)):

@@ -100,7 +100,7 @@ async def test_calls_under_way_end_and_no_further_one_is_taken(
         assert sorted(one.sequence for one in made) == list(range(1, 21))
         assert await ended(service, within_seconds=5) == 0
         said = (tmp_path / "log").read_text()
-        assert '"event": "stopped"' in said
+        assert '"event":"stopped"' in said
         assert '"level": "error"' not in said
         assert "Traceback" not in said
     async with (
