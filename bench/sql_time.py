@@ -131,7 +131,13 @@ def _start(chance: random.Random, size: int) -> Callable[[Any], Any]:
     agent = fill.idle_agent(chance.randrange(fill.agents(size)))
     key = RequestKey("StartSession", LOCAL.actor, "", new_id(""), bytes(32))
     return partial(
-        sessions.start, new_id("sess_"), agent, samples.PLAYBOOK, samples.DESCRIPTION, LOCAL.actor, key
+        sessions.start,
+        new_id("sess_"),
+        agent,
+        samples.PLAYBOOK,
+        samples.DESCRIPTION,
+        LOCAL.actor,
+        key,
     )
 
 
