@@ -219,19 +219,15 @@ def test_what_cannot_be_done_is_exit_code_1(folder: Path, arguments: list[str], 
     assert "secret" not in ended.stderr
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_a_port_for_metrics_that_is_taken(tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        for arguments, said in [
-            (["serve", "--listen", address], f"cannot listen on {address}: another program"),
-            ([*SERVE, "--metrics-listen", address], f"cannot serve metrics on '{address}'"),
-        ]:
-            ended = run(*arguments, cwd=tmp_path)
-            assert ended.returncode == 1
-            assert f"infrascout-sessions: {said}" in ended.stderr
-            assert "Traceback" not in ended.stderr
+        ended = run(*SERVE, "--metrics-listen", address, cwd=tmp_path)
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"infrascout-sessions: cannot serve metrics on '{address}': another ")
 
 
 def test_a_wrong_environment_variable_is_as_wrong_as_an_option(tmp_path: Path) -> None:

@@ -278,6 +278,7 @@ async def killed_copy(source: str, target: str) -> None:
             now = await progress(connection)
             if now is not None and now[0] == "executions" and now[1] > 0:
                 process.kill()
+                break
             await asyncio.sleep(0.001)
         await process.communicate()
         assert await progress(connection) is not None, "it was over before it was killed"

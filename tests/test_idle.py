@@ -62,7 +62,8 @@ async def test_an_idle_session_is_interrupted_and_others_are_spared(
                     assert session.end_time.ToMicroseconds() - last >= 1_000_000
                     break
                 session = await get_session(client, session_id)
-                last = session.last_activity_time.ToMicroseconds()
+                before, last = last, session.last_activity_time.ToMicroseconds()
+                assert last > before
                 writes += 1
             return writes
 

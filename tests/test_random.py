@@ -644,7 +644,7 @@ def test_random_operations_do_what_the_model_does(database_url: str) -> None:
     with server(database_url) as served:
         machine = type("Machine", (Operations,), {"server": served, "numbers": count(1)})
         run_state_machine_as_test(
-            machine, settings=settings(BOUNDED, max_examples=100, stateful_step_count=40)
+            machine, settings=settings(BOUNDED, max_examples=70, stateful_step_count=40)
         )
 
 
