@@ -49,6 +49,8 @@ _UNAVAILABLE = frozenset(
         sqlite3.SQLITE_BUSY,
         sqlite3.SQLITE_LOCKED,
         sqlite3.SQLITE_READONLY,
+        # A used-up quota comes so, too. But so does a fault after the commit stands in the log (its
+        # sync, the index of the log), and STORAGE_FULL promises that nothing was written.
         sqlite3.SQLITE_IOERR,
         sqlite3.SQLITE_CANTOPEN,
         sqlite3.SQLITE_PROTOCOL,
