@@ -31,7 +31,7 @@ RECORDER = "INSERT INTO session_recorders VALUES (?, ?) ON CONFLICT DO NOTHING"
 START = (
     f"INSERT INTO agents VALUES ('a', 'h', 'h', '', '[]', {TIME}, {TIME})",
     f"INSERT INTO sessions VALUES ('{SESSION}', 'a', 'h', 'p', 'd', 'running', '', 0, 0, 0, '',"
-    f" {TIME}, '{ACTOR}', {TIME}, NULL, NULL, NULL, NULL, '', 'h')",
+    f" {TIME}, '{ACTOR}', {TIME}, NULL, NULL, NULL, NULL, '', 'h', NULL)",
 )
 
 

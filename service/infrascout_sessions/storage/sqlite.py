@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import chain
+from time import monotonic
 from typing import Any, TypeVar
 
 import aiosqlite
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 _MAXIMUM_GROUP = 500
 _BUSY_TIMEOUT_SECONDS = 5
+_BUSY_PAUSE_SECONDS = 0.01
 
 _WRITER_CACHE_KIB = 8 * 1024
 _ROWS_AT_ONCE = (64, 16, 4, 1)
@@ -67,15 +69,7 @@ def create_engine(url: sa.URL) -> AsyncEngine:
 
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout = {_BUSY_TIMEOUT_SECONDS * 1000}",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "foreign_keys = ON",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        connection.run_async(_configure)
 
     sa.event.listen(engine.sync_engine, "connect", configure)
     sa.event.listen(
@@ -84,6 +78,26 @@ def create_engine(url: sa.URL) -> AsyncEngine:
         lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"),
     )
     return engine
+
+
+async def _configure(connection: aiosqlite.Connection) -> None:
+    deadline = monotonic() + _BUSY_TIMEOUT_SECONDS
+    for pragma in (
+        f"busy_timeout = {_BUSY_TIMEOUT_SECONDS * 1000}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        # SQLite does not wait by itself where another connection turns to the log at the same
+        # time, or removes it as the last one that leaves.
+        while True:
+            try:
+                await connection.execute(f"PRAGMA {pragma}")
+                break
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_BUSY_PAUSE_SECONDS)
 
 
 def _translated(error: Exception) -> Exception:
