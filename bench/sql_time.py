@@ -14,7 +14,14 @@ from typing import Any
 from bench import fill, samples
 from bench.databases import Sqlite
 from infrascout_sessions.lifecycle import Status
-from infrascout_sessions.models import LOCAL, RequestKey, SessionFilter, new_id, system_clock
+from infrascout_sessions.models import (
+    LOCAL,
+    NewSession,
+    RequestKey,
+    SessionFilter,
+    new_id,
+    system_clock,
+)
 from infrascout_sessions.storage.repository import sessions
 from infrascout_sessions.storage.sqlite import SQLiteConnection
 
@@ -130,15 +137,10 @@ def _get(chance: random.Random, size: int) -> Callable[[Any], Any]:
 def _start(chance: random.Random, size: int) -> Callable[[Any], Any]:
     agent = fill.idle_agent(chance.randrange(fill.agents(size)))
     key = RequestKey("StartSession", LOCAL.actor, "", new_id(""), bytes(32))
-    return partial(
-        sessions.start,
-        new_id("sess_"),
-        agent,
-        samples.PLAYBOOK,
-        samples.DESCRIPTION,
-        LOCAL.actor,
-        key,
+    new = NewSession(
+        new_id("sess_"), agent, samples.PLAYBOOK, samples.DESCRIPTION, LOCAL.actor, key
     )
+    return lambda connection: sessions.start(connection, [new])
 
 
 def _list(values: Values, chance: random.Random, size: int) -> Callable[[Any], Any]:

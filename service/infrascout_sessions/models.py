@@ -207,6 +207,26 @@ class Session(NamedTuple):
         return steps
 
 
+class NewSession(NamedTuple):
+    """A session to start."""
+
+    session_id: str
+    agent_id: str
+    playbook: str
+    description: str
+    actor: Actor
+    request: RequestKey | None
+
+
+class Step(NamedTuple):
+    """A step of a session's lifecycle to take; `text` is its summary or its reason."""
+
+    session_id: str
+    text: str
+    actor: Actor
+    request: RequestKey | None
+
+
 class Output(NamedTuple):
     """What a command wrote to one stream.
 

@@ -187,6 +187,10 @@ class _Call:
         if sample is None:
             return
         self._note(sample)
+        # Once the answer is on its way: its caller need not wait for the line.
+        asyncio.get_running_loop().call_soon(self._write_line, seconds, sample)
+
+    def _write_line(self, seconds: float, sample: Mapping[str, int]) -> None:
         line = {
             "method": self.method.path,
             "code": self.code.name,

@@ -23,10 +23,12 @@ from infrascout_sessions.messages.rules import MAXIMUM_OUTPUT_BYTES, check
 from infrascout_sessions.models import (
     Execution,
     NewId,
+    NewSession,
     OutputStream,
     Session,
     SessionFilter,
     SessionPosition,
+    Step,
 )
 from infrascout_sessions.servicers.followers import Followers, unfinished_of
 from infrascout_sessions.storage.repository import executions, insights, outputs, sessions
@@ -66,18 +68,15 @@ class SessionServicer(SessionServiceServicer):
         """Open a session on an agent."""
         check(request)
         actor = caller.get().actor
-        session = await self._database.write(
-            partial(
-                sessions.start,
-                self._new_id("sess_"),
-                request.agent_id,
-                request.playbook,
-                request.description,
-                actor,
-                request_key("StartSession", actor, request, request.request_id),
-            ),
-            request.ByteSize(),
+        new = NewSession(
+            self._new_id("sess_"),
+            request.agent_id,
+            request.playbook,
+            request.description,
+            actor,
+            request_key("StartSession", actor, request, request.request_id),
         )
+        session = await self._database.write_item(sessions.start, new, request.ByteSize())
         response = pb.StartSessionResponse()
         put_session(response.session, session)
         return response
@@ -267,10 +266,8 @@ class SessionServicer(SessionServiceServicer):
         check(request)
         actor = caller.get().actor
         key = request_key(action, actor, request, request.request_id, request.session_id)
-        return await self._database.write(
-            partial(sessions.move, request.session_id, action, text, actor, key),
-            request.ByteSize(),
-        )
+        step = Step(request.session_id, text, actor, key)
+        return await self._database.write_item(sessions.move[action], step, request.ByteSize())
 
 
 def _page_and_total(

@@ -319,6 +319,17 @@ class PostgresDatabase:
             self._start(self._run_groups())
         return future
 
+    async def write_item(self, work: ItemsWork[Any, T], item: Any, size_bytes: int = 0) -> T:
+        """Run `work` on the item in a transaction of its own, as `write` does."""
+
+        def on_item(connection: Connection) -> T:
+            [outcome] = work(connection, [item])
+            if isinstance(outcome, Refusal):
+                raise outcome
+            return outcome
+
+        return await self.write(on_item, size_bytes)
+
     async def close(self) -> None:
         """Commit what waits, then close every connection."""
         self._closing = True

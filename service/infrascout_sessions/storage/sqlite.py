@@ -44,7 +44,10 @@ _BUSY_TIMEOUT_SECONDS = 5
 _BUSY_PAUSE_SECONDS = 0.01
 
 _WRITER_CACHE_KIB = 8 * 1024
-_ROWS_AT_ONCE = (64, 16, 4, 1)
+# An INSERT of each number of rows up to this is a statement of its own, prepared once; a few
+# megabytes of them.
+_ROWS_AT_ONCE = 64
+_PREPARED_STATEMENTS = 512
 
 _UNAVAILABLE = frozenset(
     {
@@ -65,7 +68,9 @@ _UNAVAILABLE = frozenset(
 
 def create_engine(url: sa.URL) -> AsyncEngine:
     """An engine whose connections are durable, checked, and in charge of their transactions."""
-    engine = create_async_engine(url, poolclass=NullPool)
+    engine = create_async_engine(
+        url, poolclass=NullPool, connect_args={"cached_statements": _PREPARED_STATEMENTS}
+    )
 
     def configure(connection: Any, _record: object) -> None:
         connection.isolation_level = None
@@ -115,7 +120,7 @@ def _translated(error: Exception) -> Exception:
     return refusal
 
 
-@lru_cache
+@lru_cache(_PREPARED_STATEMENTS)
 def _of_rows(sql: str, size: int) -> str:
     """An INSERT of one row as one of several."""
     before, row, after = re.fullmatch(r"(.* VALUES )(\([?, ]+\))(.*)", sql).groups()  # type: ignore[union-attr]
@@ -152,14 +157,11 @@ class SQLiteConnection:
     def insert(self, statement: Statement, rows: Sequence[Row], /) -> None:
         """Run an INSERT of whole rows; the values of each are in the order of the columns."""
         sql = statement.compiled("sqlite").sql
-        at = 0
-        while at < len(rows):
-            # Many rows a statement: with each one the thread lets go of the interpreter's lock
-            # and waits to get it back. Few sizes: each is a statement of its own to prepare.
-            size = next(size for size in _ROWS_AT_ONCE if size <= len(rows) - at)
-            values = chain.from_iterable(rows[at : at + size])
-            self._raw.execute(_of_rows(sql, size), tuple(values))
-            at += size
+        # Many rows a statement: with each one the thread lets go of the interpreter's lock and
+        # waits to get it back.
+        for at in range(0, len(rows), _ROWS_AT_ONCE):
+            some = rows[at : at + _ROWS_AT_ONCE]
+            self._raw.execute(_of_rows(sql, len(some)), tuple(chain.from_iterable(some)))
 
 
 class _Write:
@@ -256,6 +258,14 @@ class SQLiteDatabase:
     ) -> Awaitable[Sequence[Any]]:
         """Run `work` on the items, with those of others that wait, as `write` does."""
         return self._enqueue(work, items, size_bytes)
+
+    async def write_item(self, work: ItemsWork[Any, T], item: Any, size_bytes: int = 0) -> T:
+        """Run `work` on the item, with those of others that wait, as `write` does."""
+        [outcome] = await self._enqueue(work, (item,), size_bytes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        result: T = outcome
+        return result
 
     async def close(self) -> None:
         """Commit what waits, then close every connection."""

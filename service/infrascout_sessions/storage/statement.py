@@ -174,6 +174,14 @@ class Database(Protocol):
         """
         ...
 
+    async def write_item(self, work: ItemsWork[I, O], item: I, size_bytes: int = 0) -> O:
+        """Run `work` on one item, where that pays in one with items of other calls.
+
+        Raises the outcome if it is a refusal, and then nothing of it is written, and as `write`
+        does.
+        """
+        ...
+
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
         """Call `listener` with the ids of the sessions changed after each commit of this process,
         before those who wrote are answered.

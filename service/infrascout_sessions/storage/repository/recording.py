@@ -12,6 +12,7 @@ from infrascout_sessions.errors import (
     RequestIdReused,
     Violation,
 )
+from infrascout_sessions.lifecycle import Status
 from infrascout_sessions.models import (
     Actor,
     Execution,
@@ -20,8 +21,18 @@ from infrascout_sessions.models import (
     OutputStream,
     RequestKey,
 )
-from infrascout_sessions.storage.repository import executions, outputs, recording_postgres, requests
-from infrascout_sessions.storage.repository.sessions import add_recorders, why_not_running
+from infrascout_sessions.storage.repository import (
+    executions,
+    given_rows,
+    outputs,
+    recording_postgres,
+    requests,
+)
+from infrascout_sessions.storage.repository.sessions import (
+    add_recorders,
+    has_status,
+    why_not_running,
+)
 from infrascout_sessions.storage.schema import executions as executions_table
 from infrascout_sessions.storage.schema import sessions
 from infrascout_sessions.storage.statement import (
@@ -33,20 +44,41 @@ from infrascout_sessions.storage.statement import (
 )
 
 
+def _passed(added: sa.ColumnElement[int], failed: sa.ColumnElement[int]) -> Mapping[str, Any]:
+    return {
+        "execution_count": sessions.c.execution_count + added,
+        "failed_execution_count": sessions.c.failed_execution_count + failed,
+        "last_activity_time": server_time_after(sessions.c.last_activity_time),
+    }
+
+
 @statement
 def _gate(_dialect: DialectName) -> sa.Executable:
     """Checks that the session runs and hands out the next sequences, in one statement."""
+    added, failed = (sa.bindparam(name, type_=sa.Integer) for name in ("added", "failed"))
     return (
         sa.update(sessions)
         .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
-        .values(
-            execution_count=sessions.c.execution_count + sa.bindparam("added", type_=sa.Integer),
-            failed_execution_count=sessions.c.failed_execution_count
-            + sa.bindparam("failed", type_=sa.Integer),
-            last_activity_time=server_time_after(sessions.c.last_activity_time),
-        )
+        .values(_passed(added, failed))
         .returning(sessions.c.execution_count, sessions.c.last_activity_time)
     )
+
+
+_RUNNING_GIVEN = (sessions.c.session_id == given_rows.value(0), has_status(Status.RUNNING))
+
+
+@statement
+def _gates(_dialect: DialectName) -> sa.Executable:
+    """The gates of several sessions."""
+    added, failed = given_rows.value(1, sa.Integer), given_rows.value(2, sa.Integer)
+    return sa.update(sessions).where(*_RUNNING_GIVEN).values(_passed(added, failed))
+
+
+@statement
+def _select_passed(_dialect: DialectName) -> sa.Executable:
+    return given_rows.gathered(
+        sessions.c.session_id, sessions.c.execution_count, sessions.c.last_activity_time
+    ).where(*_RUNNING_GIVEN)
 
 
 def _pass_gate(session_id: str, added: int, failed: int, connection: Connection) -> tuple[int, int]:
@@ -54,11 +86,30 @@ def _pass_gate(session_id: str, added: int, failed: int, connection: Connection)
 
     Raises `SessionNotFound`, `SessionNotRunning`.
     """
-    row = connection.one(_gate, session_id=session_id, added=added, failed=failed)
-    if row is None:
+    passed = _pass_gates([(session_id, added, failed)], connection)
+    if session_id not in passed:
         raise why_not_running(session_id, connection)
-    connection.changed.add(session_id)
-    return row[0], row[1]
+    return passed[session_id]
+
+
+def _pass_gates(
+    counts: Sequence[tuple[str, int, int]], connection: Connection
+) -> Mapping[str, tuple[int, int]]:
+    """Hand out sequences in sessions: of each its id, how many, and how many of them failed.
+
+    Gives the last sequence and the time of each session that runs.
+    """
+    if len(counts) > 1:
+        given_rows.run(_gates, counts, connection)
+        # Those whose gate was shut do not run now either: nobody else writes meanwhile.
+        found = given_rows.select(_select_passed, counts, connection)
+        passed = {session_id: (last, time) for session_id, last, time in found}
+    else:
+        [(session_id, added, failed)] = counts
+        row = connection.one(_gate, session_id=session_id, added=added, failed=failed)
+        passed = {} if row is None else {session_id: (row[0], row[1])}
+    connection.changed.update(passed)
+    return passed
 
 
 @statement
@@ -160,15 +211,18 @@ def _record_by_gate(
     by_session: dict[str, list[int]] = {}
     for index, item in enumerate(items):
         by_session.setdefault(item.session_id, []).append(index)
-    # In the order of their ids, so that no two calls wait for each other.
-    for session_id, indexes in sorted(by_session.items()):
-        failed = sum(items[index].exit_code != 0 for index in indexes)
-        try:
-            last, time = _pass_gate(session_id, len(indexes), failed, connection)
-        except Refusal as refusal:
+    counts = [
+        (session_id, len(indexes), sum(items[index].exit_code != 0 for index in indexes))
+        for session_id, indexes in by_session.items()
+    ]
+    passed = _pass_gates(counts, connection)
+    for session_id, indexes in by_session.items():
+        if session_id not in passed:
+            shut = why_not_running(session_id, connection)
             for index in indexes:
-                outcomes[index] = _repeated_or(refusal, items[index], connection)
+                outcomes[index] = _repeated_or(shut, items[index], connection)
             continue
+        last, time = passed[session_id]
         for sequence, index in enumerate(indexes, last - len(indexes) + 1):
             execution = _execution(sequence, time, time, items[index])
             outcomes[index] = execution

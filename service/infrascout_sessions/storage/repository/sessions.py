@@ -1,8 +1,8 @@
 """Sessions: started, read, listed, and moved through their lifecycle."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -20,17 +20,20 @@ from infrascout_sessions.lifecycle import INITIAL, TRANSITIONS, Action, Status
 from infrascout_sessions.models import (
     Actor,
     Independence,
+    NewSession,
     RequestKey,
     Session,
     SessionFilter,
     SessionPosition,
+    Step,
     actor_from_text,
 )
-from infrascout_sessions.storage.repository import requests
+from infrascout_sessions.storage.repository import given_rows, requests
 from infrascout_sessions.storage.schema import agents, session_recorders, sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
+    ItemsWork,
     Row,
     ServerTime,
     Statement,
@@ -39,6 +42,8 @@ from infrascout_sessions.storage.statement import (
     statement,
 )
 from infrascout_sessions.storage.text import ascii_lower
+
+I = TypeVar("I")  # noqa: E741 - an item
 
 _COLUMNS = tuple(sessions.c[name] for name in Session._fields)
 
@@ -55,36 +60,54 @@ def _session(row: Row) -> Session:
     return Session._make(values)
 
 
-@statement
-def _insert(dialect: DialectName) -> sa.Executable:
-    def given(name: str) -> sa.BindParameter[str]:
-        return sa.bindparam(name, type_=sa.Text)
+def has_status(*statuses: Status) -> sa.ColumnElement[bool]:
+    """That a session has one of these; its key finds it: `|| ''` hides the index by status."""
+    names: list[sa.ColumnElement[str]] = [
+        sa.literal_column(f"'{status.value}'") for status in sorted(statuses)
+    ]
+    return sessions.c.status.concat(sa.literal_column("''")).in_(names)
 
+
+_NEW = ("session_id", "agent_id", "playbook", "description", "actor")
+
+
+def _insert_of(dialect: DialectName, given: Mapping[str, sa.ColumnElement[str]]) -> Any:
+    """Opens a session, or several, on agents that exist and have none running."""
     row: dict[str, Any] = {
-        "session_id": given("session_id"),
+        "session_id": given["session_id"],
         "agent_id": agents.c.agent_id,
         "hostname": agents.c.hostname,
         "hostname_lower": agents.c.hostname_lower,
-        "playbook": given("playbook"),
-        "description": given("description"),
+        "playbook": given["playbook"],
+        "description": given["description"],
         "status": sa.literal_column(f"'{INITIAL.value}'"),
         "start_time": ServerTime(),
-        "start_actor": given("actor"),
+        "start_actor": given["actor"],
         "last_activity_time": ServerTime(),
         **dict.fromkeys(("status_reason", "summary", "review_comment"), sa.literal_column("''")),
         **dict.fromkeys(
             ("execution_count", "failed_execution_count", "insight_count"), sa.literal_column("0")
         ),
     }
-    return (  # type: ignore[no-any-return]
-        insert_for[dialect](sessions)
-        .from_select(
-            list(row),
-            sa.select(*row.values()).where(agents.c.agent_id == given("agent_id")),
-        )
-        .on_conflict_do_nothing()
-        .returning(*_COLUMNS)
-    )
+    found = sa.select(*row.values()).where(agents.c.agent_id == given["agent_id"])
+    return insert_for[dialect](sessions).from_select(list(row), found).on_conflict_do_nothing()
+
+
+@statement
+def _insert(dialect: DialectName) -> sa.Executable:
+    given = {name: sa.bindparam(name, type_=sa.Text) for name in _NEW}
+    return _insert_of(dialect, given).returning(*_COLUMNS)  # type: ignore[no-any-return]
+
+
+@statement
+def _insert_several(dialect: DialectName) -> sa.Executable:
+    given = {name: given_rows.value(index) for index, name in enumerate(_NEW)}
+    return _insert_of(dialect, given)  # type: ignore[no-any-return]
+
+
+@statement
+def _select_inserted(_dialect: DialectName) -> sa.Executable:
+    return given_rows.gathered(*_COLUMNS).where(sessions.c.session_id == given_rows.value(0))
 
 
 @statement
@@ -109,42 +132,79 @@ def _select_agent(_dialect: DialectName) -> sa.Executable:
     return sa.select(agents.c.agent_id).where(agents.c.agent_id == sa.bindparam("agent_id"))
 
 
-def start(
-    session_id: str,
-    agent_id: str,
-    playbook: str,
-    description: str,
-    actor: Actor,
-    request: RequestKey | None,
-    connection: Connection,
-) -> Session:
-    """Open a session on an agent.
+def start(connection: Connection, items: Sequence[NewSession]) -> Sequence[Session | Refusal]:
+    """Open sessions, on PostgreSQL one at a time.
 
-    Raises `AgentNotFound`, `AgentBusy`, `RequestIdReused`.
+    Gives each or why it is refused: `AgentNotFound`, `AgentBusy`, `RequestIdReused`. One by itself
+    may be a repeat and gets the session that was started before; one among others makes this raise
+    the database's own error, and then they are to be run one by one.
     """
-    earlier = requests.earlier(connection, request)
+    return _together(_start_several, _start_one, connection, items)
+
+
+def _together(
+    several: Callable[[Connection, Sequence[I]], Mapping[int, Session]],
+    one: Callable[[Connection, I], Session],
+    connection: Connection,
+    items: Sequence[I],
+) -> Sequence[Session | Refusal]:
+    """What comes of items: of most of them at once, and of the others one by one."""
+    done = several(connection, items) if len(items) > 1 else {}
+    outcomes: list[Session | Refusal] = []
+    for index, item in enumerate(items):
+        try:
+            outcomes.append(done.get(index) or one(connection, item))
+        except Refusal as refusal:
+            outcomes.append(refusal)
+    return outcomes
+
+
+def _done(
+    made: Mapping[int, Session], items: Sequence[NewSession | Step], connection: Connection
+) -> Mapping[int, Session]:
+    """Keep what the writes have come to."""
+    for session in made.values():
+        connection.changed.add(session.session_id)
+    answered = [(items[index].request, session.session_id) for index, session in made.items()]
+    requests.remember_all(connection, [(key, made_id) for key, made_id in answered if key])
+    return made
+
+
+def _start_several(connection: Connection, items: Sequence[NewSession]) -> Mapping[int, Session]:
+    rows = [(*new[:4], str(new.actor)) for new in items]
+    given_rows.run(_insert_several, rows, connection)
+    found = given_rows.select(_select_inserted, rows, connection)
+    started = {row[0]: _session(row) for row in found}
+    made = {
+        index: started[new.session_id]
+        for index, new in enumerate(items)
+        if new.session_id in started
+    }
+    return _done(made, items, connection)
+
+
+def _start_one(connection: Connection, new: NewSession) -> Session:
+    earlier = requests.earlier(connection, new.request)
     if earlier is not None:
         return get(earlier, connection)
     # The running session that refused the insert may have ended before it is looked up.
     while True:
         row = connection.one(
             _insert,
-            session_id=session_id,
-            agent_id=agent_id,
-            playbook=playbook,
-            description=description,
-            actor=str(actor),
+            session_id=new.session_id,
+            agent_id=new.agent_id,
+            playbook=new.playbook,
+            description=new.description,
+            actor=str(new.actor),
         )
         if row is not None:
             break
-        running = connection.one(_select_running_of_agent, agent_id=agent_id)
+        running = connection.one(_select_running_of_agent, agent_id=new.agent_id)
         if running is not None:
-            raise AgentBusy(agent_id, running[0])
-        if connection.one(_select_agent, agent_id=agent_id) is None:
-            raise AgentNotFound(agent_id)
-    requests.remember(connection, request, session_id)
-    connection.changed.add(session_id)
-    return _session(row)
+            raise AgentBusy(new.agent_id, running[0])
+        if connection.one(_select_agent, agent_id=new.agent_id) is None:
+            raise AgentNotFound(new.agent_id)
+    return _done({0: _session(row)}, [new], connection)[0]
 
 
 def get(session_id: str, connection: Connection) -> Session:
@@ -239,24 +299,32 @@ def add_recorders(connection: Connection, recorders: Iterable[tuple[str, Actor]]
 # The lifecycle.
 
 _TIME = server_time_after(sessions.c.last_activity_time)
-_TEXT = sa.bindparam("text", type_=sa.Text)
 _ACTOR = sa.bindparam("actor", type_=sa.Text)
-_END: Mapping[str, Any] = {"end_time": _TIME, "end_actor": _ACTOR}
 
-_CHANGES: Mapping[Action, Mapping[str, Any]] = {
-    Action.SUBMIT: {"summary": _TEXT, "submit_time": _TIME, "submit_actor": _ACTOR},
-    Action.COMPLETE: {
-        "review_comment": _TEXT,
-        "review_independence": sa.bindparam("independence", type_=sa.Text),
-        **_END,
-    },
-    Action.FAIL: {"status_reason": _TEXT, **_END},
-    Action.INTERRUPT: {"status_reason": _TEXT, **_END},
-}
+
+def _changes(
+    action: Action, text: sa.ColumnElement[str], actor: sa.ColumnElement[str]
+) -> Mapping[str, Any]:
+    end = {"end_time": _TIME, "end_actor": actor}
+    of_action: Mapping[Action, Mapping[str, Any]] = {
+        Action.SUBMIT: {"summary": text, "submit_time": _TIME, "submit_actor": actor},
+        Action.COMPLETE: {
+            "review_comment": text,
+            "review_independence": sa.bindparam("independence", type_=sa.Text),
+            **end,
+        },
+        Action.FAIL: {"status_reason": text, **end},
+        Action.INTERRUPT: {"status_reason": text, **end},
+    }
+    return {
+        "status": sa.literal_column(f"'{TRANSITIONS[action].target.value}'"),
+        "last_activity_time": _TIME,
+        **of_action[action],
+    }
 
 
 def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statement:
-    sources, target = TRANSITIONS[action]
+    sources = TRANSITIONS[action].sources
 
     def build(_dialect: DialectName) -> sa.Executable:
         return (
@@ -266,11 +334,22 @@ def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statemen
                 sa.or_(*(sa.text(f"status = '{status.value}'") for status in sorted(sources))),
                 *conditions,
             )
-            .values(
-                status=sa.literal_column(f"'{target.value}'"),
-                last_activity_time=_TIME,
-                **_CHANGES[action],
+            .values(_changes(action, sa.bindparam("text", type_=sa.Text), _ACTOR))
+            .returning(*_COLUMNS)
+        )
+
+    return Statement(build)
+
+
+def _transition_of_several(action: Action) -> Statement:
+    def build(_dialect: DialectName) -> sa.Executable:
+        return (
+            sa.update(sessions)
+            .where(
+                sessions.c.session_id == given_rows.value(0),
+                has_status(*TRANSITIONS[action].sources),
             )
+            .values(_changes(action, given_rows.value(1), given_rows.value(2)))
             .returning(*_COLUMNS)
         )
 
@@ -278,6 +357,9 @@ def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statemen
 
 
 _TRANSITIONS: Mapping[Action, Statement] = {action: _transition(action) for action in Action}
+_TRANSITIONS_OF_SEVERAL: Mapping[Action, Statement] = {
+    action: _transition_of_several(action) for action in Action
+}
 
 # Who records holds the session's row, and so does who submits it: whoever finds a session pending
 # finds everybody who has recorded in it.
@@ -302,26 +384,47 @@ _IDLE = sessions.c.last_activity_time <= ServerTime() - sa.bindparam(
 _INTERRUPT_IDLE = _transition(Action.INTERRUPT, _IDLE)
 
 
-def move(
-    session_id: str,
-    action: Action,
-    text: str,
-    actor: Actor,
-    request: RequestKey | None,
-    connection: Connection,
-) -> Session:
-    """Take a step of the lifecycle; `text` is the summary, the reason or the comment of it.
+def _move(
+    action: Action, connection: Connection, items: Sequence[Step]
+) -> Sequence[Session | Refusal]:
+    return _together(partial(_move_several, action), partial(_move_one, action), connection, items)
 
-    Raises `SessionNotFound`, `IllegalTransition`, `RequestIdReused`.
-    """
-    if requests.earlier(connection, request) is not None:
-        return get(session_id, connection)
-    row = connection.one(_TRANSITIONS[action], session_id=session_id, text=text, actor=str(actor))
+
+move: Mapping[Action, ItemsWork[Step, Session]] = {
+    action: partial(_move, action) for action in Action if action is not Action.COMPLETE
+}
+"""Takes steps of the lifecycle, on PostgreSQL one at a time.
+
+Gives each the session or why it is refused: `SessionNotFound`, `IllegalTransition`,
+`RequestIdReused`.
+"""
+
+
+def _move_several(
+    action: Action, connection: Connection, items: Sequence[Step]
+) -> Mapping[int, Session]:
+    # A second step of the same session is looked at once the first one is taken.
+    firsts: dict[str, int] = {}
+    for index, step in enumerate(items):
+        firsts.setdefault(step.session_id, index)
+    steps = [items[index] for index in firsts.values()]
+    rows = [(step.session_id, step.text, str(step.actor)) for step in steps]
+    moved = given_rows.run(_TRANSITIONS_OF_SEVERAL[action], rows, connection)
+    return _done({firsts[row[0]]: _session(row) for row in moved}, items, connection)
+
+
+def _move_one(action: Action, connection: Connection, step: Step) -> Session:
+    if requests.earlier(connection, step.request) is not None:
+        return get(step.session_id, connection)
+    row = connection.one(
+        _TRANSITIONS[action],
+        session_id=step.session_id,
+        text=step.text,
+        actor=str(step.actor),
+    )
     if row is None:
-        raise IllegalTransition(session_id, _status(session_id, connection), action)
-    requests.remember(connection, request, session_id)
-    connection.changed.add(session_id)
-    return _session(row)
+        raise IllegalTransition(step.session_id, _status(step.session_id, connection), action)
+    return _done({0: _session(row)}, [step], connection)[0]
 
 
 @statement
