@@ -56,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--calls", type=int, default=2_000, help="of each kind")
     parser.add_argument("--plans", action="store_true", help="print every plan in full")
+    parser.add_argument("--only", choices=("fill", "measure"), help="one half of it, at --url")
     parser.add_argument("--url", help="of an empty database; else one is made, and deleted")
     parser.add_argument("--folder", default="/tmp", help="for the one that is made; a short path")
     return parser.parse_args()
@@ -80,9 +81,12 @@ async def _run(url: str, size: Size, options: argparse.Namespace) -> None:
     dsn = sa.make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
     connection = await asyncpg.connect(dsn)
     try:
-        began = time.monotonic()
-        await fill(connection, size)
-        print(f"filled in {time.monotonic() - began:,.0f} s\n")
+        if options.only != "measure":
+            began = time.monotonic()
+            await fill(connection, size)
+            print(f"filled in {time.monotonic() - began:,.0f} s\n")
+        if options.only == "fill":
+            return
         await _print_sizes(connection)
         async with _service(url) as address:
             await _measure(address, size, options.calls)

@@ -67,32 +67,32 @@ _FILL = {
             WHEN s >= {sessions} - {running_sessions} THEN 'running'
             WHEN s % 100 < 3 THEN 'pending_review'
             WHEN s % 100 < 5 THEN 'failed' ELSE 'completed' END AS status
-          FROM generate_series(0, {sessions} - 1) s) made""",
+          FROM generate_series(0::bigint, {sessions} - 1) s) made""",
     "session_recorders": """
         INSERT INTO session_recorders SELECT {session_id}, 'service:local'
-        FROM generate_series(0, {sessions} - 1) s""",
+        FROM generate_series(0::bigint, {sessions} - 1) s""",
     "insights": """
         INSERT INTO insights SELECT {session_id}, 1 + i / 2, 1 + i % 2,
           'open_ports', 'tcp/' || i / 2, 'ssh listens everywhere', 'info', '',
           '[]', '[]', '[1]', {start}, {start}, 'service:local'
-        FROM generate_series(0, {sessions} - 1) s, generate_series(0, 3) i""",
+        FROM generate_series(0::bigint, {sessions} - 1) s, generate_series(0, 3) i""",
     "executions": """
         INSERT INTO executions SELECT {session_id}, n,
-          'exec_' || lpad(to_hex(s::bigint * {in_session} + n), 32, '0'),
+          'exec_' || lpad(to_hex(s * {in_session} + n), 32, '0'),
           'systemctl status unit-' || n || ' --no-pager', 'shell', '2.1 units',
           CASE WHEN n % 20 = 0 THEN 1 ELSE 0 END,
           {start} + n * 1000000, {start} + n * 1000000 + 500,
           {start} + n * 1000000, {start} + n * 1000000, 'service:local',
           100, decode(repeat(lpad(to_hex(n), 8, '0'), 8), 'hex'), NULL, NULL
-        FROM generate_series({first}, {last}) s, generate_series(1, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
     "outputs": """
         INSERT INTO outputs SELECT {session_id}, n, 1, 0,
           decode(md5(s || ' ' || n) || repeat(md5(n || ''), 5) || '00000000', 'hex')
-        FROM generate_series({first}, {last}) s, generate_series(1, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
     "requests": """
         INSERT INTO requests SELECT {session_id}, 'RecordExecution', 'service:local',
           md5(s || ' ' || n), decode(repeat(lpad(to_hex(n), 8, '0'), 8), 'hex'), n::text
-        FROM generate_series({first}, {last}) s, generate_series(1, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
 }
 
 

@@ -13,7 +13,10 @@ from infrascout_sessions.storage.repository import (
     recording,
     recording_postgres,
     requests,
+    session_lists,
     sessions,
+    starts,
+    transitions,
 )
 from infrascout_sessions.storage.statement import Statement
 
@@ -82,13 +85,13 @@ def _statements(size: Size) -> dict[str, _Explained]:
         ),
         **{
             f"ListSessions by {', '.join(names) or 'nothing'}": _Explained(
-                sessions._select_page(frozenset(names)),
+                session_lists._select_page(frozenset(names)),
                 {**{name: equal[name] for name in names}, **page},
             )
             for names in filters
         },
         "ListSessions, total": _Explained(
-            sessions._select_count(frozenset(("status",))),
+            session_lists._select_count(frozenset(("status",))),
             {"status": "completed", "limit": 10_001},
         ),
         "ListExecutions": _Explained(
@@ -111,9 +114,9 @@ def _statements(size: Size) -> dict[str, _Explained]:
         "ListAgents by hostname": _Explained(
             agents._select_page(True), {"hostname_lower": "host-7", "after": "", "limit": 100}
         ),
-        "StartSession, busy": _Explained(sessions._select_running_of_agent, {"agent_id": "ag_0"}),
+        "StartSession, busy": _Explained(starts._select_running_of_agent, {"agent_id": "ag_0"}),
         "any retry": _Explained(requests._select, {"session_id": ended, **request}),
-        "idle": _Explained(sessions._select_idle, idle),
+        "idle": _Explained(transitions._select_idle, idle),
         "gate": _Explained(recording._gate, {"session_id": running, "added": 1, "failed": 0}),
         "RecordExecution": _Explained(recording_postgres._record, record),
     }

@@ -22,7 +22,7 @@ from infrascout_sessions.models import (
     new_id,
     system_clock,
 )
-from infrascout_sessions.storage.repository import sessions
+from infrascout_sessions.storage.repository import session_lists, sessions, starts
 from infrascout_sessions.storage.sqlite import SQLiteConnection
 
 TIMES = 300
@@ -140,11 +140,11 @@ def _start(chance: random.Random, size: int) -> Callable[[Any], Any]:
     new = NewSession(
         new_id("sess_"), agent, samples.PLAYBOOK, samples.DESCRIPTION, LOCAL.actor, key
     )
-    return lambda connection: sessions.start(connection, [new])
+    return lambda connection: starts.start(connection, [new])
 
 
 def _list(values: Values, chance: random.Random, size: int) -> Callable[[Any], Any]:
     given = values(chance, size)
     if "status" in given:
         given["status"] = Status(given["status"])
-    return partial(sessions.page, SessionFilter(**given), None, 0, LIMIT + 1)
+    return partial(session_lists.page, SessionFilter(**given), None, 0, LIMIT + 1)

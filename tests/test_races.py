@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from itertools import count
+from typing import Any
 
 import grpc
 import pytest
@@ -74,6 +75,97 @@ async def test_many_repeats_of_one_start_are_one_start(database_url: str) -> Non
         )
         assert len({session.session_id for session in sessions}) == 1
         assert await rows(database_url, "SELECT count(*) FROM sessions") == [(1,)]
+
+
+async def test_starts_that_wait_together_are_each_decided_for_itself(database_url: str) -> None:
+    async with serving(database_url) as client:
+        for number in range(20):
+            await register_agent(client, f"ag_{number}", hostname=f"Host-{number}")
+        busy = (await start_session(client, "ag_0", request_id="before")).session_id
+        # Of one, the session that it repeats has ended: its agent is free for another.
+        ended = (await start_session(client, "ag_1", request_id="ended")).session_id
+        await submit(client, ended)
+
+        def start(agent_id: str, request_id: str = "") -> grpc.aio.UnaryUnaryCall[Any, Any]:
+            return client.sessions.StartSession(
+                session_service_pb2.StartSessionRequest(
+                    agent_id=agent_id,
+                    playbook=f"of {agent_id}",
+                    description='"quotes", \u2028 and 😀',
+                    request_id=request_id,
+                )
+            )
+
+        fresh = {f"ag_{number}": start(f"ag_{number}", f"r{number}") for number in range(2, 20)}
+        twins = [start(f"ag_{number}", f"r{number}") for number in range(2, 20)]
+        unknown = start("ag_none")
+        refused_as_busy = start("ag_0")
+        repeats = [start_session(client, "ag_0", request_id="before") for _ in range(5)]
+        repeat_of_ended = start_session(client, "ag_1", request_id="ended")
+        for agent_id, call in fresh.items():
+            session = (await call).session
+            assert (session.agent_id, session.playbook) == (agent_id, f"of {agent_id}")
+            assert session.hostname == f"Host-{agent_id[3:]}"
+            assert session.description == '"quotes", \u2028 and 😀'
+            assert session == await get_session(client, session.session_id)
+        for call, twin in zip(fresh.values(), twins, strict=True):
+            assert (await call).session.session_id == (await twin).session.session_id
+        await refused(unknown, grpc.StatusCode.NOT_FOUND, "AGENT_NOT_FOUND", agent_id="ag_none")
+        await refused(
+            *(refused_as_busy, FAILED_PRECONDITION, "AGENT_BUSY"), agent_id="ag_0", session_id=busy
+        )
+        assert {(await one).session_id for one in repeats} == {busy}
+        assert (await repeat_of_ended).session_id == ended
+        assert await rows(database_url, "SELECT count(*) FROM sessions") == [(20,)]
+
+
+async def test_steps_that_wait_together_are_each_decided_for_itself(database_url: str) -> None:
+    async with serving(database_url) as client:
+        ids = [await running_session(client, f"ag_{number}") for number in range(20)]
+        gone = ids.pop()
+        await submit(client, gone, summary="before", request_id="before")
+
+        def submitting(session_id: str, **fields: str) -> grpc.aio.UnaryUnaryCall[Any, Any]:
+            return client.sessions.SubmitSession(
+                session_service_pb2.SubmitSessionRequest(session_id=session_id, **fields)
+            )
+
+        firsts = [submitting(one, summary=f"of {one}", request_id="once") for one in ids]
+        twins = [submitting(one, summary=f"of {one}", request_id="once") for one in ids]
+        thirds = [submitting(one, summary="another") for one in ids]
+        unknown = submitting(NO_SESSION, summary="none")
+        repeat = submitting(gone, summary="before", request_id="before")
+        refused_one = submitting(gone, summary="again")
+        for session_id, first, twin, third in zip(ids, firsts, twins, thirds, strict=True):
+            outcomes = [await call.code() for call in (first, twin, third)]
+            won = await get_session(client, session_id)
+            assert won.status == session_pb2.SESSION_STATUS_PENDING_REVIEW
+            # Either the one with the request's id and its repeat, or the other one.
+            if outcomes[0] is grpc.StatusCode.OK:
+                assert won.summary == f"of {session_id}"
+                assert (await first).session == (await twin).session == won
+                losers = [third]
+            else:
+                assert (await third).session == won
+                assert won.summary == "another"
+                losers = [first, twin]
+            for loser in losers:
+                await refused(
+                    *(loser, FAILED_PRECONDITION, "ILLEGAL_TRANSITION"),
+                    session_id=session_id,
+                    status="SESSION_STATUS_PENDING_REVIEW",
+                    action="SubmitSession",
+                )
+        await refused(
+            *(unknown, grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"), session_id=NO_SESSION
+        )
+        assert (await repeat).session.summary == "before"
+        await refused(
+            *(refused_one, FAILED_PRECONDITION, "ILLEGAL_TRANSITION"),
+            session_id=gone,
+            status="SESSION_STATUS_PENDING_REVIEW",
+            action="SubmitSession",
+        )
 
 
 async def test_records_that_race_a_submit_leave_no_gap(database_url: str) -> None:

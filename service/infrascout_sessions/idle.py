@@ -8,7 +8,7 @@ import structlog
 
 from infrascout_sessions.errors import Refusal
 from infrascout_sessions.models import SERVER
-from infrascout_sessions.storage.repository import sessions
+from infrascout_sessions.storage.repository import transitions
 from infrascout_sessions.storage.statement import Database
 
 _log = structlog.get_logger()
@@ -20,9 +20,9 @@ _INTERVAL_SECONDS: Final = 2.0
 async def _interrupt(database: Database, timeout_seconds: float) -> None:
     timeout = round(timeout_seconds * 1_000_000)
     reason = f"idle for {timeout_seconds:g} seconds"
-    for session_id in await database.read(partial(sessions.idle, timeout)):
+    for session_id in await database.read(partial(transitions.idle, timeout)):
         session = await database.write(
-            partial(sessions.interrupt_idle, session_id, timeout, reason, SERVER)
+            partial(transitions.interrupt_idle, session_id, timeout, reason, SERVER)
         )
         if session is not None:
             _log.info("session interrupted", session_id=session_id, reason=reason)

@@ -11,7 +11,7 @@ from infrascout_sessions.messages.requests import request_key
 from infrascout_sessions.messages.resources import put_session
 from infrascout_sessions.messages.rules import check
 from infrascout_sessions.models import Independence
-from infrascout_sessions.storage.repository import sessions
+from infrascout_sessions.storage.repository import transitions
 from infrascout_sessions.storage.statement import Database
 
 
@@ -31,7 +31,7 @@ class ReviewServicer(ReviewServiceServicer):
         key = request_key(Action.COMPLETE, actor, request, request.request_id, request.session_id)
         session = await self._database.write(
             partial(
-                sessions.complete,
+                transitions.complete,
                 request.session_id,
                 request.comment,
                 actor,

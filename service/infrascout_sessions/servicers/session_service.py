@@ -31,7 +31,14 @@ from infrascout_sessions.models import (
     Step,
 )
 from infrascout_sessions.servicers.followers import Followers, unfinished_of
-from infrascout_sessions.storage.repository import executions, insights, outputs, sessions
+from infrascout_sessions.storage.repository import (
+    executions,
+    insights,
+    outputs,
+    session_lists,
+    starts,
+    transitions,
+)
 from infrascout_sessions.storage.session_reader import SessionReader
 from infrascout_sessions.storage.statement import Connection, Database
 
@@ -76,7 +83,7 @@ class SessionServicer(SessionServiceServicer):
             actor,
             request_key("StartSession", actor, request, request.request_id),
         )
-        session = await self._database.write_item(sessions.start, new, request.ByteSize())
+        session = await self._database.write_item(starts.start, new, request.ByteSize())
         response = pb.StartSessionResponse()
         put_session(response.session, session)
         return response
@@ -267,7 +274,7 @@ class SessionServicer(SessionServiceServicer):
         actor = caller.get().actor
         key = request_key(action, actor, request, request.request_id, request.session_id)
         step = Step(request.session_id, text, actor, key)
-        return await self._database.write_item(sessions.move[action], step, request.ByteSize())
+        return await self._database.write_item(transitions.move[action], step, request.ByteSize())
 
 
 def _page_and_total(
@@ -278,6 +285,6 @@ def _page_and_total(
     include_total: bool,
     connection: Connection,
 ) -> tuple[list[Session], int]:
-    found = sessions.page(which, after, offset, limit, connection)
-    total = sessions.count(which, _COUNTED_UP_TO + 1, connection) if include_total else 0
+    found = session_lists.page(which, after, offset, limit, connection)
+    total = session_lists.count(which, _COUNTED_UP_TO + 1, connection) if include_total else 0
     return found, total
