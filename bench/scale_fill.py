@@ -84,15 +84,18 @@ _FILL = {
           {start} + n * 1000000, {start} + n * 1000000 + 500,
           {start} + n * 1000000, {start} + n * 1000000, 'service:local',
           100, decode(repeat(lpad(to_hex(n), 8, '0'), 8), 'hex'), NULL, NULL
-        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s,
+          generate_series(1::bigint, {in_session}) n""",
     "outputs": """
         INSERT INTO outputs SELECT {session_id}, n, 1, 0,
           decode(md5(s || ' ' || n) || repeat(md5(n || ''), 5) || '00000000', 'hex')
-        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s,
+          generate_series(1::bigint, {in_session}) n""",
     "requests": """
         INSERT INTO requests SELECT {session_id}, 'RecordExecution', 'service:local',
           md5(s || ' ' || n), decode(repeat(lpad(to_hex(n), 8, '0'), 8), 'hex'), n::text
-        FROM generate_series({first}::bigint, {last}) s, generate_series(1::bigint, {in_session}) n""",
+        FROM generate_series({first}::bigint, {last}) s,
+          generate_series(1::bigint, {in_session}) n""",
 }
 
 

@@ -1,5 +1,6 @@
 """Lists of sessions, most recent first."""
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 from infrascout_sessions.models import Session, SessionFilter, SessionPosition
 from infrascout_sessions.storage.repository.sessions import COLUMNS, session_of
 from infrascout_sessions.storage.schema import sessions
-from infrascout_sessions.storage.statement import Connection, Statement
+from infrascout_sessions.storage.statement import Connection, DialectName, Statement
 from infrascout_sessions.storage.text import ascii_lower
 
 _EQUAL = {
@@ -22,37 +23,85 @@ _EQUAL = {
 # index (`|| ''`): without statistics SQLite takes any of them, and with them the wrong one.
 _INDEXED = (("agent_id",), ("hostname",), ("playbook", "status"), ("playbook",), ("status",))
 
+_START = (sessions.c.start_time, sessions.c.session_id)
 
-def _conditions(present: frozenset[str]) -> list[sa.ColumnElement[bool]]:
+
+def _given(name: str) -> sa.ColumnElement[Any]:
+    return sa.bindparam(name, type_=sa.BigInteger if name.endswith("_time") else sa.Text)
+
+
+_FROM, _BEFORE = (sa.bindparam(n, type_=sa.BigInteger) for n in ("started_from", "started_before"))
+_AFTER = (_given("after_time"), _given("after_id"))
+
+
+def _matching(
+    dialect: DialectName, present: frozenset[str], *columns: sa.ColumnElement[Any]
+) -> sa.Select[Any]:
+    """A SELECT of the sessions that match the filters given, in the order of the list."""
     indexed = next((names for names in _INDEXED if present.issuperset(names)), ())
-    conditions: list[sa.ColumnElement[bool]] = [
-        (column if name in indexed else column.concat(sa.literal_column("''")))
-        == sa.bindparam(name, type_=sa.Text)
-        for name, column in _EQUAL.items()
-        if name in present
+    others = [
+        _EQUAL[name].concat(sa.literal_column("''")) == _given(name)
+        for name in _EQUAL
+        if name in present and name not in indexed
+    ]
+    bounds = _BOUNDS[dialect](indexed, present)
+    # PostgreSQL takes the index by start for a list that is ordered by start alone, whatever it
+    # filters by, and reads all of it where what it looks for is rare.
+    leading = [_EQUAL[name] for name in indexed] if dialect == "postgresql" else []
+    order = [column.desc() for column in (*leading, *_START)]
+    return sa.select(*columns).select_from(sessions).where(*bounds, *others).order_by(*order)
+
+
+def _equal_and_range(
+    indexed: Sequence[str], present: frozenset[str]
+) -> list[sa.ColumnElement[bool]]:
+    bounds: list[sa.ColumnElement[bool]] = [_EQUAL[name] == _given(name) for name in indexed]
+    if "started_from" in present:
+        bounds.append(sessions.c.start_time >= _FROM)
+    if "started_before" in present:
+        bounds.append(sessions.c.start_time < _BEFORE)
+    if "after_time" in present:
+        bounds.append(sa.tuple_(*_START) < sa.tuple_(*_AFTER))
+    return bounds
+
+
+def _rows_between(indexed: Sequence[str], present: frozenset[str]) -> list[sa.ColumnElement[bool]]:
+    """The same as one bound from below and one from above on the columns of the index.
+
+    With `=` PostgreSQL would know that the column does not matter for the order.
+    """
+    columns, values = [_EQUAL[name] for name in indexed], [_given(name) for name in indexed]
+
+    def row(of: Sequence[Any], *more: Any) -> Any:
+        return sa.tuple_(*of, *more)
+
+    # What the bounds say already of all columns but the first, for the planner's estimate.
+    bounds: list[sa.ColumnElement[bool]] = [
+        column == value for column, value in zip(columns[1:], values[1:], strict=True)
     ]
     if "started_from" in present:
-        conditions.append(sessions.c.start_time >= sa.bindparam("started_from"))
-    if "started_before" in present:
-        conditions.append(sessions.c.start_time < sa.bindparam("started_before"))
-    if "after_time" in present:
-        conditions.append(
-            sa.tuple_(sessions.c.start_time, sessions.c.session_id)
-            < sa.tuple_(
-                sa.bindparam("after_time", type_=sa.BigInteger),
-                sa.bindparam("after_id", type_=sa.Text),
-            )
-        )
-    return conditions
+        bounds.append(row(columns, sessions.c.start_time) >= row(values, _FROM))
+    elif columns:
+        bounds.append(row(columns) >= row(values))
+    if "after_time" in present:  # which lies before `started_before`
+        bounds.append(row(columns, *_START) < row(values, *_AFTER))
+    elif "started_before" in present:
+        bounds.append(row(columns, sessions.c.start_time) < row(values, _BEFORE))
+    elif columns:
+        bounds.append(row(columns) <= row(values))
+    return bounds
+
+
+_BOUNDS: Mapping[
+    DialectName, Callable[[Sequence[str], frozenset[str]], list[sa.ColumnElement[bool]]]
+] = {"sqlite": _equal_and_range, "postgresql": _rows_between}
 
 
 @cache
 def _select_page(present: frozenset[str]) -> Statement:
     return Statement(
-        lambda _dialect: (
-            sa.select(*COLUMNS)
-            .where(*_conditions(present))
-            .order_by(sessions.c.start_time.desc(), sessions.c.session_id.desc())
+        lambda dialect: (
+            _matching(dialect, present, *COLUMNS)
             .limit(sa.bindparam("limit", type_=sa.Integer))
             .offset(sa.bindparam("offset", type_=sa.Integer))
         )
@@ -62,10 +111,8 @@ def _select_page(present: frozenset[str]) -> Statement:
 @cache
 def _select_count(present: frozenset[str]) -> Statement:
     return Statement(
-        lambda _dialect: sa.select(sa.func.count()).select_from(
-            sa.select(sa.literal_column("1"))
-            .select_from(sessions)
-            .where(*_conditions(present))
+        lambda dialect: sa.select(sa.func.count()).select_from(
+            _matching(dialect, present, sa.literal_column("1"))
             .limit(sa.bindparam("limit", type_=sa.Integer))
             .subquery()
         )
