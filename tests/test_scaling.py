@@ -1,12 +1,10 @@
 """What docs/scaling.md says to do to a database works on one that is in use."""
 
 import re
-from collections.abc import Iterator
 from itertools import chain, count, repeat
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 import sqlalchemy as sa
 
 from harness import (
@@ -22,7 +20,7 @@ from harness import (
     submit,
 )
 from infrascout.sessions.v1 import execution_pb2, recording_service_pb2
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "scaling.md"
 
@@ -48,12 +46,6 @@ def statements(section: str) -> list[str]:
     lines = re.sub(r" *--.*", "", found.group(1))
     # The body of the function holds no semicolon.
     return [one.strip() for one in lines.split(";") if one.strip()]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 async def run(url: str, sql: list[str]) -> None:

@@ -226,12 +226,12 @@ def test_sqlite_on_a_read_only_disk_does_not_serve(
     assert because in line
 
 
-async def test_sqlite_that_another_process_has_locked(database_url: str, tmp_path: Path) -> None:
+async def test_sqlite_that_another_process_has_locked(sqlite_url: str, tmp_path: Path) -> None:
     ledger = Ledger()
-    path = sa.make_url(database_url).database
+    path = sa.make_url(sqlite_url).database
     assert path is not None
     async with (
-        service_process(database_url, tmp_path / "log") as service,
+        service_process(sqlite_url, tmp_path / "log") as service,
         connected(service.address) as client,
     ):
         session_id = await ledger.start(client)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -38,7 +38,7 @@ from infrascout.sessions.v1 import (
     session_service_pb2,
 )
 from infrascout_sessions.storage.migrations import configuration
-from postgres_server import PostgresServer, postgres_server
+from postgres_server import PostgresServer
 
 REVISIONS: Final = [
     script.revision for script in ScriptDirectory.from_config(configuration()).walk_revisions()
@@ -189,12 +189,6 @@ FILLED: Final[Mapping[str, Mapping[str, Rows]]] = {
         ],
     },
 }
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
