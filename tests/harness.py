@@ -39,6 +39,7 @@ from infrascout_sessions import errors
 from infrascout_sessions.config import Settings
 from infrascout_sessions.models import Clock, NewId, new_id, system_clock
 from infrascout_sessions.server import running
+from infrascout_sessions.storage.schema import metadata
 
 T = TypeVar("T")
 
@@ -98,9 +99,10 @@ class Client:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Client]:
-    """A client of the server that listens there."""
+async def connected(address: str, *options: tuple[str, Any]) -> AsyncIterator[Client]:
+    """A client of the server that listens there; `options` are the channel's."""
     options = (
+        *options,
         ("grpc.enable_http_proxy", 0),
         # No connection, and no back-off, of a server that had the port before.
         ("grpc.use_local_subchannel_pool", 1),
@@ -400,6 +402,18 @@ async def database_connection(database_url: str) -> AsyncIterator[AsyncConnectio
             yield connection
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def writes_held_up(database_url: str) -> AsyncIterator[None]:
+    """While the block runs, writes of the server wait for the database; reads do not."""
+    async with database_connection(database_url) as connection:
+        if connection.dialect.name == "postgresql":
+            tables = ", ".join(table.name for table in metadata.sorted_tables)
+            await connection.execute(sa.text(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
+        else:
+            await connection.execute(sa.text("UPDATE agents SET os = os"))
+        yield
 
 
 async def complete(

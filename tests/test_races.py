@@ -505,7 +505,8 @@ async def test_what_was_acknowledged_is_seen_by_every_read_after(database_url: s
                     executions = await list_executions(
                         client, session_id, after_sequence=max(seen - 1, 0), limit=1
                     )
-                    assert [one.sequence for one in executions] == ([seen] if seen else [1])
+                    sequences = [one.sequence for one in executions]
+                    assert sequences == [seen] if seen else sequences in ([], [1])
 
         async with asyncio.TaskGroup() as readers:
             for session_id in session_ids * 6:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-import sqlalchemy as sa
 from google.protobuf.message import Message
 
 from harness import (
@@ -14,7 +13,6 @@ from harness import (
     FrozenClock,
     at,
     complete,
-    database_connection,
     failed,
     get_session,
     list_executions,
@@ -27,6 +25,7 @@ from harness import (
     save_insight,
     start_session,
     submit,
+    writes_held_up,
 )
 from infrascout.sessions.v1 import agent_service_pb2 as agents
 from infrascout.sessions.v1 import recording_service_pb2 as recording
@@ -503,8 +502,7 @@ async def test_requests_written_in_one_transaction_do_not_spoil_each_other(
         {"request_id": "r-1", "command": "yet another"},
         {"request_id": "r-1"},
     ]
-    async with database_connection(database_url) as holds_the_writer_up:
-        await holds_the_writer_up.execute(sa.text("UPDATE agents SET os = os"))
+    async with writes_held_up(database_url):
         # One of these waits for the database, the others for that one, to be written together.
         calls = [asyncio.create_task(record(client, session_id, **fields)) for fields in requests]
         await asyncio.create_task(get_session(client, session_id))
@@ -526,8 +524,7 @@ async def test_a_write_past_its_deadline_can_be_repeated_and_counts_once(
 ) -> None:
     _, request = await prepared(client, rpc, "r-1")
     stub: Any = WRITES[rpc].stub(client)
-    async with database_connection(database_url) as holds_the_writer_up:
-        await holds_the_writer_up.execute(sa.text("UPDATE agents SET os = os"))
+    async with writes_held_up(database_url):
         error = await failed(stub(request, timeout=0.05))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     first = await stub(request)

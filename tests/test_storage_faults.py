@@ -22,6 +22,7 @@ from harness import (
     CONSOLE_SCRIPT,
     Client,
     ServiceProcess,
+    at,
     clean_environment,
     collect,
     connected,
@@ -35,9 +36,12 @@ from harness import (
     save_insight,
     service_process,
     serving,
+    writes_held_up,
 )
-from infrascout.sessions.v1 import session_service_pb2
+from infrascout.sessions.v1 import execution_pb2, recording_service_pb2, session_service_pb2
 from ledger import Entry, Ledger, Outcome
+
+MIB = 1024 * 1024
 
 WRITERS = 32
 
@@ -329,12 +333,7 @@ async def test_too_many_writes_at_once_are_overload(database_url: str) -> None:
             record_request(session_id, command=f"command {number}", request_id=f"{number}")
             for number in range(200)
         ]
-        async with database_connection(database_url) as other:
-            # While this waits for its commit, so do writes of the server.
-            await other.execute(
-                sa.text("UPDATE sessions SET summary = summary WHERE session_id = :session_id"),
-                {"session_id": session_id},
-            )
+        async with writes_held_up(database_url):
             calls = [client.recording.RecordExecution(request) for request in requests]
             codes = [asyncio.create_task(call.code()) for call in calls]
             _, waiting = await asyncio.wait(codes, timeout=1)
@@ -354,3 +353,32 @@ async def test_too_many_writes_at_once_are_overload(database_url: str) -> None:
         listed = await list_executions(client, session_id)
         assert sorted(made, key=lambda one: one.sequence) == listed
         assert [one.sequence for one in listed] == list(range(1, 201))
+
+
+async def test_too_much_to_write_at_once_is_overload(database_url: str) -> None:
+    async with serving(database_url) as client:
+        session_id = await running_session(client)
+        begin = recording_service_pb2.BeginExecutionRequest(
+            session_id=session_id, command="dump", capability="shell", start_time=at(0)
+        )
+        await client.recording.BeginExecution(begin)
+        # 80 MiB are more than the 64 that may wait, and all of them the same chunk.
+        request = recording_service_pb2.AppendOutputRequest(
+            session_id=session_id,
+            sequence=1,
+            stream=execution_pb2.OUTPUT_STREAM_STDOUT,
+            data=bytes(MIB),
+        )
+        async with writes_held_up(database_url):
+            calls = [client.recording.AppendOutput(request) for _ in range(80)]
+            codes = [asyncio.create_task(call.code()) for call in calls]
+            _, waiting = await asyncio.wait(codes, timeout=1.5)
+            assert 60 <= len(waiting) <= 65
+            for call, code in zip(calls, codes, strict=True):
+                if code not in waiting:
+                    await refused(call, grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+        assert {await code for code in waiting} == {grpc.StatusCode.OK}
+        [execution] = await list_executions(client, session_id, max_output_bytes=0)
+        assert execution.output.size_bytes == MIB
+        # And there is room again.
+        assert (await client.recording.AppendOutput(request)).size_bytes == MIB

@@ -300,10 +300,12 @@ class PostgresDatabase:
         """Run `work` in a transaction of its own; return once it is durable."""
         self._admit(size_bytes)
         self._writes += 1
+        self._waiting_bytes += size_bytes
         try:
             result: T = await self._shielded(self._write(work))
         finally:
             self._writes -= 1
+            self._waiting_bytes -= size_bytes
         return result
 
     def write_items(

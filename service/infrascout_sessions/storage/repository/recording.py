@@ -389,6 +389,8 @@ def to_finish(
     execution = executions.get(session_id, sequence, 0, connection)
     if execution.finish_record_time is not None:
         if (execution.exit_code, execution.end_time) != (exit_code, end_time):
+            # On PostgreSQL the same request may have come in between.
+            requests.earlier(connection, request)
             raise ExecutionFinished(session_id, sequence)
     elif end_time < execution.start_time:
         raise InvalidRequest((Violation("end_time", "is before the execution's start_time"),))
