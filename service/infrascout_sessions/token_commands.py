@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
-from infrascout_sessions.config import Settings
+from infrascout_sessions.config import DatabaseUrl, Settings
 from infrascout_sessions.models import ActorKind, Role, Token, system_clock
 from infrascout_sessions.tokens import TokenError, issue
 
@@ -22,10 +22,6 @@ app = typer.Typer(
     help="Issue, list and revoke bearer tokens; a server may run at the same time.",
     no_args_is_help=True,
 )
-
-DatabaseUrl = Annotated[
-    str, typer.Option(envvar="INFRASCOUT_DATABASE_URL", help="The server's database.")
-]
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
