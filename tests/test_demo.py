@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,11 @@ async def test_without_a_server_at_the_address() -> None:
         await run("127.0.0.1:1")
 
 
+async def test_an_address_that_is_none() -> None:
+    with pytest.raises(DemoError, match="'nonsense' is no address: HOST:PORT or unix:PATH is"):
+        await run("nonsense")
+
+
 async def test_a_server_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +156,17 @@ async def test_a_demo_that_is_stopped_interrupts_its_session(
     assert session.status_reason == "the demo was stopped"
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_demo_that_is_killed_leaves_nothing_behind(
-    tmp_path: Path, number: signal.Signals, exit_code: int
+@pytest.mark.parametrize(
+    ("number", "exit_code", "send"),
+    [
+        (signal.SIGTERM, 143, os.kill),
+        (signal.SIGINT, 130, os.kill),
+        # Ctrl+C in a terminal: its server is told, too.
+        (signal.SIGINT, 130, os.killpg),
+    ],
+)
+def test_a_demo_that_is_stopped_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, exit_code: int, send: Callable[[int, int], None]
 ) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
@@ -165,13 +179,14 @@ def test_a_demo_that_is_killed_leaves_nothing_behind(
         [sys.executable, "-c", code],
         env=clean_environment(TMPDIR=str(folder)),
         stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not pid.exists() or not pid.read_text():
         assert demo.poll() is None
         time.sleep(0.01)
     assert list(folder.iterdir())
-    demo.send_signal(number)
-    assert demo.wait(20) == exit_code
+    send(demo.pid, number)
+    assert demo.wait(3) == exit_code
     assert list(folder.iterdir()) == []
     while _exists(int(pid.read_text())):  # until it is reaped, whoever does that
         time.sleep(0.01)

@@ -8,25 +8,21 @@ import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from tempfile import TemporaryFile
 from typing import Final
-from uuid import uuid4
-
-import grpc
 
 from infrascout.sessions.v1.agent_service_pb2 import RegisterAgentRequest
-from infrascout.sessions.v1.agent_service_pb2_grpc import AgentServiceStub
 from infrascout.sessions.v1.execution_pb2 import Output
 from infrascout.sessions.v1.recording_service_pb2 import RecordExecutionRequest
-from infrascout.sessions.v1.recording_service_pb2_grpc import RecordingServiceStub
 from infrascout.sessions.v1.session_service_pb2 import (
     InterruptSessionRequest,
     StartSessionRequest,
     SubmitSessionRequest,
 )
-from infrascout.sessions.v1.session_service_pb2_grpc import SessionServiceStub
+from infrascout_sessions.client import CallError, SessionsClient
 from infrascout_sessions.demo.finding import FILESYSTEMS, PORTS, finding, summary
 
 # Of each step the first command whose program exists is run. If none does, it is the last one,
@@ -44,66 +40,54 @@ PLAYBOOK: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 _COMMAND_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 1.0
 
 
-async def assess(channel: grpc.aio.Channel) -> str:
+async def assess(client: SessionsClient) -> str:
     """Register this host, run the playbook in a session, and submit it; give the session's id."""
-    sessions = SessionServiceStub(channel)
-    session_id = await _start(channel, sessions)
+    session_id = await _start(client)
     try:
-        await _record(channel, sessions, session_id)
+        await _record(client, session_id)
     except BaseException:
-        # Left running, it would keep its agent from the next session.
-        with suppress(grpc.aio.AioRpcError):
-            await sessions.InterruptSession(
+        # Left running, it would keep its agent from the next session. Whoever stops the demo does
+        # not wait for long, and may have stopped the server with it.
+        with suppress(CallError):
+            await replace(client, deadline_seconds=_STOP_SECONDS).interrupt_session(
                 InterruptSessionRequest(session_id=session_id, reason="the demo was stopped")
             )
         raise
     return session_id
 
 
-async def _start(channel: grpc.aio.Channel, sessions: SessionServiceStub) -> str:
+async def _start(client: SessionsClient) -> str:
     hostname = socket.gethostname()
     agent = RegisterAgentRequest(
         agent_id=f"ag_{sha256(hostname.encode()).hexdigest()[:8]}",
         hostname=hostname,
         os=_operating_system(),
         capabilities=["shell"],
-        request_id=_request_id(),
     )
-    await AgentServiceStub(channel).RegisterAgent(agent)
-    started = await sessions.StartSession(
-        StartSessionRequest(
-            agent_id=agent.agent_id,
-            playbook="host-baseline-demo",
-            description="What the demo sees of the host that it runs on.",
-            request_id=_request_id(),
-        )
+    await client.register_agent(agent)
+    session = StartSessionRequest(
+        agent_id=agent.agent_id,
+        playbook="host-baseline-demo",
+        description="What the demo sees of the host that it runs on.",
     )
-    return started.session.session_id
+    return (await client.start_session(session)).session_id
 
 
-async def _record(channel: grpc.aio.Channel, sessions: SessionServiceStub, session_id: str) -> None:
-    recording = RecordingServiceStub(channel)
+async def _record(client: SessionsClient, session_id: str) -> None:
     executions = {}
     for step, commands in PLAYBOOK.items():
         ran = await run_command(_first_that_exists(commands))
-        ran.session_id, ran.step, ran.request_id = session_id, step, _request_id()
-        executions[step] = (await recording.RecordExecution(ran)).execution
+        ran.session_id, ran.step = session_id, step
+        executions[step] = await client.record_execution(ran)
     insight = finding(executions)
-    insight.session_id, insight.request_id = session_id, _request_id()
-    await recording.SaveInsight(insight)
-    await sessions.SubmitSession(
-        SubmitSessionRequest(
-            session_id=session_id,
-            summary=summary(executions.values(), insight),
-            request_id=_request_id(),
-        )
+    insight.session_id = session_id
+    await client.save_insight(insight)
+    await client.submit_session(
+        SubmitSessionRequest(session_id=session_id, summary=summary(executions.values(), insight))
     )
-
-
-def _request_id() -> str:
-    return str(uuid4())
 
 
 def _operating_system() -> str:

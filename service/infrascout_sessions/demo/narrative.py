@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Final
 
-import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
@@ -11,29 +10,23 @@ from infrascout.sessions.v1.actor_pb2 import Actor, ActorKind
 from infrascout.sessions.v1.execution_pb2 import EXECUTION_STATE_KILLED, Execution, Output
 from infrascout.sessions.v1.insight_pb2 import Insight, Severity
 from infrascout.sessions.v1.session_pb2 import Session, SessionStatus
-from infrascout.sessions.v1.session_service_pb2 import (
-    GetSessionRequest,
-    ListExecutionsRequest,
-    ListInsightsRequest,
-)
-from infrascout.sessions.v1.session_service_pb2_grpc import SessionServiceStub
+from infrascout.sessions.v1.session_service_pb2 import ListExecutionsRequest, ListInsightsRequest
+from infrascout_sessions.client import SessionsClient
 from infrascout_sessions.demo.finding import succeeded
 
 _SHOWN_LINES: Final = 8
 
 
-async def print_record(console: Console, channel: grpc.aio.Channel, session_id: str) -> None:
+async def print_record(console: Console, client: SessionsClient, session_id: str) -> None:
     """Ask the service for a session and print it: who, what was run, what was found."""
-    sessions = SessionServiceStub(channel)
-    session = (await sessions.GetSession(GetSessionRequest(session_id=session_id))).session
+    session = await client.get_session(session_id)
     _print_session(console, session)
     console.print("\nWhat was run", style="bold")
-    async for page in sessions.ListExecutions(ListExecutionsRequest(session_id=session_id)):
-        for execution in page.executions:
-            _print_execution(console, execution)
+    async for execution in client.list_executions(ListExecutionsRequest(session_id=session_id)):
+        _print_execution(console, execution)
     console.print("\nWhat was found", style="bold")
-    async for found in sessions.ListInsights(ListInsightsRequest(session_id=session_id)):
-        _print_insight(console, found.insight)
+    async for insight in client.list_insights(ListInsightsRequest(session_id=session_id)):
+        _print_insight(console, insight)
     console.print("\nSummary for the reviewer", style="bold")
     console.print(f"  {printable(session.summary)}")
 

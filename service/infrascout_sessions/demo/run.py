@@ -12,15 +12,13 @@ from typing import Final
 import grpc
 from rich.console import Console
 
+from infrascout_sessions.client import AddressError, CallError, SessionsClient, open_channel
 from infrascout_sessions.demo.assessment import assess
 from infrascout_sessions.demo.narrative import print_record
 
 _START_SECONDS: Final = 20.0
 
-_CHANNEL: Final = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.service_config", '{"methodConfig": [{"name": [{}], "timeout": "10s"}]}'),
-)
+_DEADLINE_SECONDS: Final = 5.0
 
 
 class DemoError(Exception):
@@ -48,15 +46,18 @@ async def run(address: str) -> None:
 async def _assess_and_print(console: Console, address: str) -> None:
     console.print(f"Running read-only commands on this host, recorded at {address} …", style="dim")
     try:
-        async with grpc.aio.insecure_channel(address, options=_CHANNEL) as channel:
-            await print_record(console, channel, await assess(channel))
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
+        async with open_channel(address) as channel:
+            client = SessionsClient.of(channel, deadline_seconds=_DEADLINE_SECONDS)
+            await print_record(console, client, await assess(client))
+    except AddressError as error:
+        raise DemoError(str(error)) from error
+    except CallError as error:
+        if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
             raise DemoError(
-                f"no server answers at {address} ({error.details()}): start one with `make run`, "
+                f"no server answers at {address} ({error.message}): start one with `make run`, "
                 "or leave --address out"
             ) from error
-        raise DemoError(f"{error.details()} ({error.code().name}, from {address})") from error
+        raise DemoError(f"{error.message} ({error.code.name}, from {address})") from error
 
 
 @asynccontextmanager
