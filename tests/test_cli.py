@@ -1,6 +1,7 @@
 """The command line: help, wrong arguments, environment variables, metrics."""
 
 import asyncio
+import os
 import re
 import socket
 import subprocess
@@ -245,6 +246,19 @@ def test_migrate_makes_the_folder_and_says_so(tmp_path: Path) -> None:
     assert (tmp_path / "deep/down/sessions.db").exists()
     # Evidence is nobody else's to read.
     assert (tmp_path / "deep/down").stat().st_mode & 0o077 == 0
+
+
+async def test_the_database_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    # Not even in a folder that was there before.
+    url = f"sqlite+aiosqlite:///{tmp_path / 'sessions.db'}"
+    async with (
+        service_process(url, tmp_path / "log") as service,
+        connected(service.address) as client,
+    ):
+        await running_session(client)
+        names = ("sessions.db", "sessions.db-wal", "sessions.db-shm")
+        modes = [os.stat(tmp_path / name).st_mode & 0o777 for name in names]
+    assert modes == [0o600] * 3
 
 
 async def test_environment_variables_set_what_options_do_not(

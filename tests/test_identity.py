@@ -410,6 +410,21 @@ def test_commands_that_are_refused(
     assert says in result.stderr
 
 
+async def test_where_there_is_no_database(tmp_path: Path) -> None:
+    database = tmp_path / "typo.db"
+    url = f"sqlite+aiosqlite:///{database}"
+    for command in (("list",), ("revoke", "ada")):
+        code, out, err = await _command(url, "token", *command)
+        assert (code, out) == (1, "")
+        assert err == f"infrascout-sessions: there is no database {database}\n"
+    assert not database.exists()
+    # It may be made before the server first starts, and is of no use in any other database.
+    create = ("token", "create", "ada", "--human", "--role", "viewer")
+    code, out, err = await _command(url, *create)
+    assert (code, out[: len(PREFIX)]) == (0, PREFIX)
+    assert err == f"infrascout-sessions: made the database {database}: is it the server's?\n"
+
+
 async def test_an_unknown_token_has_no_bytes_in_the_log(database_url: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     secret = PREFIX + secrets.token_urlsafe(32)

@@ -361,6 +361,8 @@ async def test_a_key_is_for_its_own_algorithm(database_url: str, issuer: Issuer)
     ("settings", "says"),
     [
         ({"oidc_audience": ""}, "--oidc-audience"),
+        ({"oidc_issuer": ""}, "--oidc-audience takes --oidc-issuer"),
+        ({"oidc_issuer": "", "oidc_audience": ""}, "--oidc-role takes --oidc-issuer"),
         ({"oidc_algorithms": ("HS256",)}, "not HS256"),
         ({"oidc_algorithms": ("RS256", "none")}, "not none"),
         ({"oidc_algorithms": ()}, "--oidc-algorithm"),

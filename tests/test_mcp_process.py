@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -163,10 +162,9 @@ def test_what_it_refuses_to_serve(arguments: tuple[str, ...], said: str) -> None
     assert "Traceback" not in done.stderr
 
 
-def _run(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
-    program = f"{before}; from infrascout_sessions.cli import main; main()".lstrip("; ")
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", program, "mcp", *arguments],
+        [str(CONSOLE_SCRIPT), "mcp", *arguments],
         env=clean_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -181,26 +179,6 @@ async def test_a_port_that_is_taken() -> None:
         done = await asyncio.to_thread(_run, "--http", address)
         assert done.returncode == 1
         assert f"cannot listen on {address}" in done.stderr
-
-
-def test_without_the_sdk_it_says_what_to_install() -> None:
-    done = _run(before="import sys; sys.modules['mcp'] = sys.modules['mcp_types'] = None")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "pip install '.[mcp]'" in done.stderr
-    assert "Traceback" not in done.stderr
-    others = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; sys.modules['mcp'] = sys.modules['mcp_types'] = None\n"
-            "from infrascout_sessions.cli import main; main()",
-            "--version",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert others.returncode == 0
 
 
 def test_over_stdio_it_ends_with_its_input(tmp_path: Path) -> None:

@@ -180,3 +180,50 @@ def test_what_the_program_needs_is_locked() -> None:
     assert set(needed) <= runtime.keys()
     # Who develops runs what is shipped.
     assert runtime.items() <= development.items()
+
+
+# Imports nothing but what a lock holds, and what is no package of a registry.
+_RUNTIME_ALONE = """
+import importlib.abc, importlib.metadata, re, sys
+runtime = set(sys.argv.pop(1).split(","))
+class Missing(importlib.abc.MetaPathFinder):
+    others = {
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if not any(re.sub("[-_.]+", "-", name).lower() in runtime for name in packages)
+    }
+    def find_spec(self, name, path=None, target=None):
+        if name in self.others:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from infrascout_sessions.cli import main; main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("mcp",), "mcp"),
+        (("serve", "--oidc-issuer", "https://issuer.example", "--oidc-audience", "a"), "oidc"),
+        (("serve", "--database-url", "postgresql+asyncpg://u:secret@127.0.0.1:1/x"), "postgres"),
+        (("migrate", "--database-url", "postgresql+asyncpg://u:secret@127.0.0.1:1/x"), "postgres"),
+    ],
+)
+def test_what_takes_an_extra_says_which(
+    tmp_path: Path, arguments: tuple[str, ...], extra: str
+) -> None:
+    own = {"infrascout-sessions", *locked("runtime.txt")}
+    ended = subprocess.run(
+        [sys.executable, "-c", _RUNTIME_ALONE, ",".join(own), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=tmp_path,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("infrascout-sessions: ")
+    # Of the clone: what a registry has under this name may be anybody's.
+    assert f"pip install -e '.[{extra}]'" in line

@@ -74,6 +74,14 @@ def check(settings: Settings) -> None:
     if settings.mtls_roles and not settings.tls_client_ca:
         raise ExposureError("--mtls-role takes --tls-client-ca, too")
     roles_by_name(settings.mtls_roles, "--mtls-role", humans=False)
+    for option, value in (
+        ("--oidc-audience", settings.oidc_audience),
+        ("--oidc-jwks-url", settings.oidc_jwks_url),
+        ("--oidc-role", settings.oidc_roles),
+        ("--oidc-human", settings.oidc_human),
+    ):
+        if value and not settings.oidc_issuer:
+            raise ExposureError(f"{option} takes --oidc-issuer, too")
     if not (is_loopback(settings.listen) or settings.tls_cert or settings.plaintext):
         raise ExposureError(
             f"{settings.listen} can be reached from other machines: give --tls-cert and --tls-key, "

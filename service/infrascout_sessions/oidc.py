@@ -297,9 +297,7 @@ class JWTs:
 
 def _check(settings: Settings) -> None:
     if jwt is None:
-        raise ExposureError(
-            "--oidc-issuer takes the extra: pip install 'infrascout-sessions[oidc]'"
-        )
+        raise ExposureError("--oidc-issuer takes the extra: in the clone, pip install -e '.[oidc]'")
     if not settings.oidc_audience:
         raise ExposureError("--oidc-issuer takes --oidc-audience, so that others' JWTs are refused")
     wrong = set(settings.oidc_algorithms) - ALGORITHMS

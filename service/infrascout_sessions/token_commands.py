@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
@@ -26,21 +27,36 @@ app = typer.Typer(
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-def _run(database_url: str, work: "Callable[[Connection], T]") -> T:
-    from infrascout_sessions.storage.database import DatabaseSetupError, open_for_command
+def _run(database_url: str, work: "Callable[[Connection], T]", *, may_make: bool = False) -> T:
+    from infrascout_sessions.storage.database import (
+        DatabaseSetupError,
+        missing_file,
+        open_for_command,
+    )
 
-    async def run() -> T:
+    async def run() -> "tuple[T, Path | None]":
+        missing = missing_file(database_url)
+        if missing and not may_make:
+            raise DatabaseSetupError(f"there is no database {missing}")
         async with open_for_command(database_url, system_clock) as database:
-            return await database.write(work)
+            return await database.write(work), missing
 
     try:
-        return asyncio.run(run())
+        done, made = asyncio.run(run())
     except (DatabaseSetupError, TokenError) as error:
         raise _fail(error) from None
+    if made:
+        # A token is good only where the server looks for it.
+        _say(f"made the database {made}: is it the server's?")
+    return done
+
+
+def _say(text: object) -> None:
+    typer.echo(f"infrascout-sessions: {text}", err=True)
 
 
 def _fail(error: Exception) -> typer.Exit:
-    typer.echo(f"infrascout-sessions: {error}", err=True)
+    _say(error)
     return typer.Exit(1)
 
 
@@ -72,7 +88,7 @@ def create(
         token, new = issue(name, ActorKind.HUMAN if human else ActorKind.SERVICE, role, expire_time)
     except TokenError as error:
         raise _fail(error) from None
-    _run(database_url, partial(tokens.create, new))
+    _run(database_url, partial(tokens.create, new), may_make=True)
     typer.echo(token)
 
 

@@ -9,7 +9,7 @@ import typer
 
 _MISSING = (
     "the session tools need the MCP SDK, which is not installed: "
-    "install this package with its extra, as in pip install '.[mcp]'"
+    "in the clone, pip install -e '.[mcp]'"
 )
 
 
@@ -106,7 +106,8 @@ def _transports() -> tuple[Callable[..., Coroutine[Any, Any, None]], Callable[[s
     try:
         from infrascout_sessions.mcp.transports import configure_log, serve
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+        # It is the SDK, or one of what the SDK brings along.
+        if (error.name or "").partition(".")[0] in ("infrascout", "infrascout_sessions"):
             raise
         raise _fail(_MISSING) from None
     return serve, configure_log

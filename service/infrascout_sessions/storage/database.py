@@ -69,6 +69,14 @@ def _file(url: sa.URL) -> Path:
     return Path(str(url.database))
 
 
+def missing_file(url: str) -> Path | None:
+    """The file of an SQLite database that is not there. Raises `DatabaseSetupError`."""
+    address = parsed(url)
+    if address.drivername != _SQLITE or _file(address).exists():
+        return None
+    return _file(address)
+
+
 def _engine(url: sa.URL) -> AsyncEngine:
     if url.drivername == _SQLITE:
         return sqlite.create_engine(url)
@@ -76,7 +84,7 @@ def _engine(url: sa.URL) -> AsyncEngine:
         from infrascout_sessions.storage import postgres
     except ImportError as error:
         raise DatabaseSetupError(
-            "PostgreSQL needs the extra of that name: pip install 'infrascout-sessions[postgres]'"
+            "PostgreSQL needs the extra of that name: in the clone, pip install -e '.[postgres]'"
         ) from error
     return postgres.create_engine(url)
 
@@ -92,6 +100,9 @@ def _reason(error: Exception) -> object:
 async def _migrate(engine: AsyncEngine, url: sa.URL, *, to_serve: bool = False) -> None:
     try:
         if url.drivername == _SQLITE:
+            if not _file(url).exists():
+                # Evidence is nobody else's to read; SQLite gives its other files the same mode.
+                _file(url).touch(mode=0o600)
             # Where opening fails, aiosqlite leaves a thread behind that may outlive the event loop,
             # and then ends with a traceback.
             sqlite3.connect(_file(url)).close()
