@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -297,6 +298,47 @@ async def test_environment_variables_set_what_options_do_not(
     assert process.returncode == 0
     assert errors == b""
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "open_here"),
+    [
+        (SERVE, True),
+        ((*SERVE, "--require-identity"), False),
+        (("serve", "--listen", "unix:socket"), True),
+    ],
+    ids=["local", "proofs", "unix"],
+)
+def test_what_it_says_to_try_works(
+    tmp_path: Path, arguments: tuple[str, ...], open_here: bool
+) -> None:
+    with subprocess.Popen(
+        [str(CONSOLE_SCRIPT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=clean_environment(),
+        cwd=tmp_path,
+    ) as server:
+        assert server.stdout is not None
+        said = "".join(iter(server.stdout.readline, "\n"))
+        try:
+            tried = re.findall(r"(?m)^  ((?:.+\\\n)*.+)$", said)
+            assert [command.split()[0] for command in tried] == (
+                [str(CONSOLE_SCRIPT), "grpcurl", "grpcurl"] if open_here else ["grpcurl"]
+            )
+            for command in tried:
+                if shutil.which(command.split()[0]):
+                    done = subprocess.run(
+                        ["sh", "-c", command],
+                        capture_output=True,
+                        text=True,
+                        cwd=tmp_path,
+                        timeout=60,
+                    )
+                    assert (done.returncode, done.stderr) == (0, ""), command
+        finally:
+            server.terminate()
 
 
 async def test_metrics_count_what_was_answered(database_url: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from infrascout_sessions import __version__, options, token_commands
 from infrascout_sessions.config import DatabaseUrl, Settings
+from infrascout_sessions.exposure import ExposureError, takes_local
 from infrascout_sessions.mcp.command import mcp
 
 app = typer.Typer(
@@ -49,12 +50,33 @@ def _without_workers(arguments: list[str]) -> list[str]:
 
 _READY = """\
 InfraScout Sessions {version} serves on {address} ({transport}), sessions in {database}
-Try it:
-  {tool} {address} list
-  {tool} -d '{{"agent_id": "ag_1", "hostname": "web-1"}}' {address} \\
-    infrascout.sessions.v1.AgentService/RegisterAgent
+Try it in another terminal:
+{commands}
 The README goes on from there. Stop with Ctrl+C.
 """
+_OPEN_TO_ALL_HERE = """\
+  {program} demo --address {address}
+  grpcurl -plaintext {address} list
+  grpcurl -plaintext -d '{{"agent_id": "ag_1", "hostname": "web-1"}}' {address} \\
+    infrascout.sessions.v1.AgentService/RegisterAgent"""
+# What else there is takes a proof.
+_REFLECTION = "  {tool} {address} list"
+
+
+def _ready(settings: Settings, address: str, database: str) -> str:
+    """What is said once the server answers."""
+    tls = bool(settings.tls_cert)
+    program = sys.argv[0] if sys.argv[0].endswith("infrascout-sessions") else "infrascout-sessions"
+    commands = _OPEN_TO_ALL_HERE if takes_local(settings) and not tls else _REFLECTION
+    return _READY.format(
+        version=__version__,
+        address=address,
+        transport="TLS" if tls else "plaintext",
+        database=database,
+        commands=commands.format(
+            program=program, address=address, tool="grpcurl" if tls else "grpcurl -plaintext"
+        ),
+    )
 
 
 @app.command()
@@ -62,7 +84,6 @@ The README goes on from there. Stop with Ctrl+C.
 def serve(settings: Settings) -> None:
     """Serve sessions until SIGTERM or SIGINT."""
     from infrascout_sessions import logs
-    from infrascout_sessions.exposure import ExposureError
     from infrascout_sessions.interceptors.access_log import AccessLogError
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
@@ -71,16 +92,9 @@ def serve(settings: Settings) -> None:
     from infrascout_sessions.workers import run as run_workers
 
     def ready(port: int) -> None:
-        address = f"{settings.listen.rpartition(':')[0]}:{port}" if port else settings.listen
-        typer.echo(
-            _READY.format(
-                version=__version__,
-                address=address,
-                transport="TLS" if settings.tls_cert else "plaintext",
-                database=shown(settings.database_url),
-                tool="grpcurl" if settings.tls_cert else "grpcurl -plaintext",
-            )
-        )
+        kind, _, _ = settings.listen.rpartition(":")
+        address = settings.listen if kind == "unix" else f"{kind}:{port}"
+        typer.echo(_ready(settings, address, shown(settings.database_url)))
         sys.stdout.flush()
 
     logs.configure(settings.log_level)

@@ -29,7 +29,7 @@ class Settings:
 
     listen: Annotated[
         str,
-        _option("--listen", "The address to listen on: HOST:PORT."),
+        _option("--listen", "The address to listen on: HOST:PORT or unix:PATH."),
     ] = "127.0.0.1:50051"
 
     # Where sessions are kept.

@@ -63,7 +63,8 @@ def check(settings: Settings) -> None:
     # gRPC takes a port over 65535, and listens on another one.
     if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
         raise ExposureError(
-            f"cannot listen on {settings.listen!r}: write HOST:PORT, with a port up to 65535"
+            f"cannot listen on {settings.listen!r}: write HOST:PORT, with a port up to 65535, or "
+            "unix:PATH"
         )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise ExposureError("TLS takes both --tls-cert and --tls-key")
