@@ -139,6 +139,7 @@ def bearer_token(request: Request) -> str:
     if len(given) > 1 or found is None:
         raise UnusableCallError(
             "the Authorization header is not one bearer token",
-            "Tell the user to configure it as: Authorization: Bearer TOKEN.",
+            "Tell the user to configure it as: Authorization: Bearer TOKEN; or to leave it out, if "
+            "the service asks for no token.",
         )
     return found[1]
