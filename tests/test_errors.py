@@ -1,5 +1,9 @@
 import asyncio
+import json
+import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,8 +28,8 @@ from harness import (
 from infrascout.sessions.v1 import error_reason_pb2
 from infrascout.sessions.v1 import session_service_pb2 as pb
 from infrascout.sessions.v1.execution_pb2 import Output
-from infrascout_sessions.errors import Refusal, Violation
-from infrascout_sessions.messages.refusals import ANSWERS, INTERNAL, bounded
+from infrascout_sessions.errors import InvalidRequest, Refusal, Violation
+from infrascout_sessions.messages.refusals import ANSWERS, DOMAIN, INTERNAL, Answer, bounded
 from infrascout_sessions.models import new_id
 from infrascout_sessions.server import running
 
@@ -78,6 +82,42 @@ def test_the_answers_are_the_contract_s() -> None:
 def test_the_reasons_are_those_of_the_enum() -> None:
     names = set(error_reason_pb2.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
     assert names == {f"ERROR_REASON_{reason}" for reason in CONTRACT}
+
+
+_PROTO = Path(__file__).parent.parent / "protos/infrascout/sessions/v1/error_reason.proto"
+
+
+def _documented() -> dict[str, str]:
+    """What the .proto says of each reason."""
+    values = re.findall(r"(?m)((?:^  //.*\n)+)^  ERROR_REASON_(\w+) = \d+;$", _PROTO.read_text())
+    said = {name: re.sub(r"(?m)^  // ?", "", comment) for comment, name in values}
+    del said["UNSPECIFIED"]
+    return said
+
+
+@pytest.mark.parametrize(("kind", "answer"), [*ANSWERS.items(), (None, INTERNAL)])
+def test_the_manual_says_how_each_is_answered(kind: type[Refusal] | None, answer: Answer) -> None:
+    said = _documented()[answer.reason]
+    text, example = re.split(r"Example of (?:an ErrorInfo|the details):\n", said)
+    shown = json.loads(example)
+    [info] = [
+        each
+        for each in (shown if isinstance(shown, list) else [shown])
+        if each.get("@type", "").endswith("ErrorInfo") or "reason" in each
+    ]
+    violations = kind is not None and issubclass(kind, InvalidRequest)
+    names: list[str] = []
+    if is_dataclass(kind) and not violations:
+        names = [field.name for field in fields(kind)]
+    assert (info["reason"], info["domain"]) == (answer.reason, DOMAIN)
+    assert list(info.get("metadata", ())) == names
+    [(code, metadata)] = re.findall(r"Code (\w+)\. (No metadata|Metadata: [^.]*)\.", text)
+    assert code == answer.code.name
+    assert (metadata == "No metadata") == (not names)
+    for name in names:
+        assert f"`{name}`" in metadata
+    assert ("`google.rpc.BadRequest`" in text) == violations
+    assert ("`google.rpc.RetryInfo`" in text) == (answer.retry_after_seconds is not None)
 
 
 # Details over 8 KiB can break a call: what is told of violations has bounds.
