@@ -213,11 +213,11 @@ async def running(
     """
     exposure.check(settings)
     credentials = _credentials(settings)
+    stopping = asyncio.Event()
     async with (
         open_database(settings, clock) as database,
-        guarding(settings, _SERVICES, database, clock) as guard,
+        guarding(settings, _SERVICES, database, clock, stopping) as guard,
     ):
-        stopping = asyncio.Event()
         interceptor = Interceptor(guard, stopping)
         server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
         followers = Followers(database, settings.maximum_followers)

@@ -21,9 +21,13 @@ from infrascout_sessions.storage.statement import Database
 
 @asynccontextmanager
 async def guarding(
-    settings: Settings, services: Iterable[ServiceDescriptor], database: Database, clock: Clock
+    settings: Settings,
+    services: Iterable[ServiceDescriptor],
+    database: Database,
+    clock: Clock,
+    stopping: asyncio.Event,
 ) -> AsyncIterator[Guard]:
-    """The guard of the services, until the block ends.
+    """The guard of the services, until the block ends; nobody is held up once `stopping` is set.
 
     Raises `UndeclaredRoleError`, `ExposureError`, `AccessLogError`.
     """
@@ -50,7 +54,7 @@ async def guarding(
                     tokens,
                     jwts,
                     certificates,
-                    FailedProofs(settings.maximum_failed_proofs),
+                    FailedProofs(settings.maximum_failed_proofs, stopping),
                     takes_local(settings),
                 ),
                 Bounds(settings),

@@ -2,21 +2,25 @@
 
 import asyncio
 from collections import OrderedDict
+from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 from infrascout_sessions.config import Settings
 from infrascout_sessions.errors import QuotaExceeded
 from infrascout_sessions.models import Actor
 
+_Key = TypeVar("_Key")
+
 _MAXIMUM_PEERS: Final = 10_000
-# One connection may fail about once a second for good, and some times at first.
-_FAILURES_OF_CONNECTION: Final = 1.0
+# One connection may fail about every other second for good, and some times at first.
+_FAILURES_OF_CONNECTION: Final = 0.5
 _BURST_OF_CONNECTION: Final = 10.0
 _BURST_SECONDS: Final = 4.0
-# Who fails too often is answered late: only so do callers that wait for their answers stop taking
-# the server's time from the others.
-_HELD_SECONDS: Final = 1.0
+# A refusal costs the server as much as an answer. So who fails too often is answered late, and who
+# has many calls under way no faster than who has one.
+_HOLD_SECONDS: Final = 1.0
+_LONGEST_HOLD_SECONDS: Final = 30.0
 _MAXIMUM_HELD: Final = 10_000
 
 
@@ -54,11 +58,11 @@ class Bounds:
             _one_less(self._streams_of, actor)
 
 
-def _one_less(counts: dict[Actor, int], actor: Actor) -> None:
-    if counts[actor] > 1:
-        counts[actor] -= 1
+def _one_less(counts: dict[_Key, int], key: _Key) -> None:
+    if counts[key] > 1:
+        counts[key] -= 1
     else:
-        del counts[actor]
+        del counts[key]
 
 
 class _Allowances:
@@ -85,10 +89,12 @@ class _Allowances:
 class FailedProofs:
     """Bounds how often the proofs from one connection, and from one address, may fail."""
 
-    def __init__(self, failures_per_second: float) -> None:
+    def __init__(self, failures_per_second: float, stopping: asyncio.Event) -> None:
         self._of_connection = _Allowances(_FAILURES_OF_CONNECTION, _BURST_OF_CONNECTION)
         self._of_address = _Allowances(failures_per_second, failures_per_second * _BURST_SECONDS)
         self._held = 0
+        self._held_of: dict[str, int] = {}
+        self._stopping = stopping
 
     async def begin(self, peer: str) -> None:
         """Before a proof is looked at: count it as failed until `succeeded` is told.
@@ -96,24 +102,36 @@ class FailedProofs:
         Raises `QuotaExceeded`, late, for a peer that has failed too often.
         """
         now = monotonic()
-        address = peer.rpartition(":")[0]
-        if self._of_connection.left(peer, now) < 1 or self._of_address.left(address, now) < 1:
-            await self._hold()
-            raise QuotaExceeded("failed_proofs")
-        self._of_connection.change(peer, -1, now)
-        self._of_address.change(address, -1, now)
+        address = _address(peer)
+        own, others = self._of_connection.left(peer, now), self._of_address.left(address, now)
+        if own >= 1:
+            self._of_connection.change(peer, -1, now)
+        if own >= 1 and others >= 1:
+            self._of_address.change(address, -1, now)
+            return
+        await self._hold(peer)
+        raise QuotaExceeded("failed_proofs")
 
     def succeeded(self, peer: str) -> None:
         """The proof holds."""
         now = monotonic()
         self._of_connection.change(peer, 1, now)
-        self._of_address.change(peer.rpartition(":")[0], 1, now)
+        self._of_address.change(_address(peer), 1, now)
 
-    async def _hold(self) -> None:
+    async def _hold(self, peer: str) -> None:
+        """Wait until those before it on the connection have been answered, or the server stops."""
         if self._held >= _MAXIMUM_HELD:
             return
         self._held += 1
+        turn = self._held_of[peer] = self._held_of.get(peer, 0) + 1
         try:
-            await asyncio.sleep(_HELD_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(turn * _HOLD_SECONDS, _LONGEST_HOLD_SECONDS)):
+                    await self._stopping.wait()
         finally:
             self._held -= 1
+            _one_less(self._held_of, peer)
+
+
+def _address(peer: str) -> str:
+    return peer.rpartition(":")[0]
