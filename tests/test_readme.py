@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -93,6 +94,42 @@ async def test_the_walk_through_works_as_it_stands(
     assert _read(saved)["insight"]["revision"] == 1
     assert _read(submitted)["session"]["status"] == "SESSION_STATUS_PENDING_REVIEW"
     assert _read(awaiting)["sessions"] == [_read(submitted)["session"]]
+
+
+def _commands() -> list[list[str]]:
+    """Every command of this program that the documents show, as arguments."""
+    found = []
+    for document in (ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")):
+        for block in re.findall(r"(?ms)^```sh\n(.*?)^```$", document.read_text()):
+            lines = re.sub(r"\\\n", " ", block)
+            calls = re.findall(r"(?m)(?:^|\(|bin/)infrascout-sessions ([^)#\n]+)", lines)
+            found += [shlex.split(call) for call in calls if not call.rstrip().endswith("--help")]
+    return found
+
+
+@pytest.mark.parametrize("arguments", _commands(), ids=lambda arguments: " ".join(arguments[:3]))
+def test_the_commands_that_documents_show_are_taken(arguments: list[str]) -> None:
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    # Parsed, not run.
+    command.make_context(command.name, arguments)
+
+
+def test_there_are_commands_of_each_kind_to_try() -> None:
+    assert {"serve", "token", "mcp"} <= {arguments[0] for arguments in _commands()}
+
+
+def test_the_rooms_of_contributing_are_those_there_are() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"(?m)^\| (`.+?) \|", text)
+    rooms = {name.rstrip("/") for row in rows for name in re.findall(r"`([a-z_/]+)`", row)}
+    package = ROOT / "service" / "infrascout_sessions"
+    there = [path.name for path in package.iterdir() if not path.name.startswith(("_", "py.typed"))]
+    assert rooms == {name.removesuffix(".py") for name in there}
+    for path in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.[a-z]+)?)`", text):
+        assert any((folder / path).exists() for folder in (ROOT, package)), path
 
 
 def _read(reply: str) -> Any:
