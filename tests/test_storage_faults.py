@@ -1,6 +1,7 @@
 """What goes wrong with a disk or a database: a clear error, nothing lost, and on it goes."""
 
 import asyncio
+import os
 import resource
 import shutil
 import signal
@@ -303,6 +304,38 @@ async def test_a_fault_that_nobody_foresaw_is_internal(database_url: str, tmp_pa
         assert await save_insight(client, session_id) == saved
         assert len(await list_executions(client, session_id)) == 10
         assert (await get_session(client, session_id)).insight_count == 1
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
+async def test_no_content_is_in_the_log_of_a_fault(
+    database_url: str, tmp_path: Path, terminal: bool
+) -> None:
+    log = tmp_path / "log"
+    said = b""
+    master, slave = os.openpty()
+
+    def read() -> None:
+        nonlocal said
+        said += os.read(master, 100_000)
+
+    asyncio.get_running_loop().add_reader(master, read)
+    async with (
+        service_process(database_url, Path(os.ttyname(slave)) if terminal else log) as service,
+        connected(service.address) as client,
+    ):
+        session_id = await running_session(client)
+        async with database_connection(database_url) as connection:
+            await connection.execute(sa.text("ALTER TABLE insights RENAME TO lost"))
+        insight = save_insight(client, session_id, value="s3cret", evidence="s3cret")
+        await refused(insight, grpc.StatusCode.INTERNAL, "INTERNAL_ERROR")
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop().remove_reader(master)
+    os.close(master)
+    os.close(slave)
+    text = said.decode() if terminal else log.read_text()
+    assert "Traceback" in text
+    assert "insights" in text
+    assert "s3cret" not in text
 
 
 async def test_health_asks_the_database(database_url: str) -> None:

@@ -66,7 +66,8 @@ def configure(level: Literal["debug", "info", "warning", "error"]) -> None:
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.dev.ConsoleRenderer(),
+                # A traceback with the values of its variables would show commands and tokens.
+                structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
             ],
             wrapper_class=wrapper,
             logger_factory=structlog.WriteLoggerFactory(terminal),
