@@ -238,6 +238,14 @@ async def test_a_token_is_taken_as_soon_as_it_is_made(database_url: str) -> None
             await _list(caller)
 
 
+async def test_many_first_calls_at_once_with_a_good_token_are_all_answered(
+    database_url: str,
+) -> None:
+    token = await make_token(database_url, "ada", HUMAN, Role.VIEWER)
+    async with serving(database_url) as client, calling(client.address, token) as caller:
+        await asyncio.gather(*(_list(caller) for _ in range(64)))
+
+
 async def test_an_open_stream_ends_when_its_token_is_revoked(database_url: str) -> None:
     token = await make_token(database_url, "watcher", SERVICE, Role.VIEWER)
     async with serving(database_url) as client, calling(client.address, token) as watcher:
@@ -256,6 +264,55 @@ async def test_an_open_stream_ends_when_its_token_is_revoked(database_url: str) 
         await record(client, session_id)
         async with asyncio.timeout(5):
             await refused(waiting, *NO_PROOF)
+
+
+async def test_quiet_streams_end_when_their_token_is_revoked_and_no_others(
+    database_url: str,
+) -> None:
+    revoked, kept, expiring = [
+        await make_token(database_url, name, SERVICE, Role.VIEWER, expire_time=expire_time)
+        for name, expire_time in (
+            ("revoked", None),
+            ("kept", None),
+            ("expiring", system_clock() + 3_000_000),
+        )
+    ]
+    async with (
+        serving(database_url) as client,
+        calling(client.address, revoked) as one,
+        calling(client.address, revoked) as other,
+        calling(client.address, kept) as third,
+        calling(client.address, expiring) as fourth,
+    ):
+        session_id = await running_session(client)
+        await record(client, session_id)
+        request = session_service.ListExecutionsRequest(session_id=session_id, follow=True)
+        ending = [
+            aiter(follower.sessions.ListExecutions(request))
+            for follower in (one, other, fourth)
+            for _ in range(20)
+        ]
+        staying = [
+            aiter(follower.sessions.ListExecutions(request))
+            for follower in (third, client)
+            for _ in range(20)
+        ]
+        for stream in (*ending, *staying):
+            assert len((await anext(stream)).executions) == 1
+        await revoke(database_url, "revoked")
+        revoked_at = monotonic()
+
+        async def rest(stream: Any) -> list[int]:
+            return [one.sequence async for message in stream for one in message.executions]
+
+        # Nothing passes meanwhile.
+        await asyncio.gather(*(refused(rest(stream), *NO_PROOF) for stream in ending))
+        assert monotonic() - revoked_at < 5
+        await record(client, session_id)
+        await submit(client, session_id)
+        assert await asyncio.gather(*map(rest, staying)) == [[2]] * len(staying)
+        # Nothing of those that have ended is left in the way of others.
+        assert (await get_session(third, session_id)).execution_count == 2
 
 
 async def test_records_of_a_stream_stop_when_its_token_is_revoked(database_url: str) -> None:

@@ -14,6 +14,7 @@ from infrascout_sessions.interceptors.bounds import Bounds, FailedProofs
 from infrascout_sessions.interceptors.certificates import Certificates
 from infrascout_sessions.interceptors.guard import Guard
 from infrascout_sessions.interceptors.known_tokens import KnownTokens
+from infrascout_sessions.interceptors.open_streams import OpenStreams
 from infrascout_sessions.interceptors.proofs import Bearers, Proofs
 from infrascout_sessions.models import Clock
 from infrascout_sessions.storage.statement import Database
@@ -46,6 +47,8 @@ async def guarding(
             from infrascout_sessions.oidc import verifying
 
             jwts = await stack.enter_async_context(verifying(settings))
+        open_streams = OpenStreams()
+        looking = asyncio.create_task(open_streams.keep_looking())
         noting = asyncio.create_task(tokens.keep_noting())
         try:
             yield Guard(
@@ -59,8 +62,10 @@ async def guarding(
                 ),
                 Bounds(settings),
                 log,
+                open_streams,
             )
         finally:
-            noting.cancel()
-            with suppress(asyncio.CancelledError):
-                await noting
+            for task in (looking, noting):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task

@@ -1,19 +1,21 @@
 """What stands before every RPC: who calls, whether they may, and whether there is room."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Final
 
-from infrascout_sessions.errors import ProofMissingOrInvalid
+from infrascout_sessions.errors import ProofMissingOrInvalid, Refusal
 from infrascout_sessions.identity import caller
 from infrascout_sessions.interceptors import access
 from infrascout_sessions.interceptors.access_log import AccessLog
 from infrascout_sessions.interceptors.bounds import Bounds
+from infrascout_sessions.interceptors.open_streams import OpenStreams
 from infrascout_sessions.interceptors.proofs import Proofs
 from infrascout_sessions.models import Principal, Role
 
-# A caller with a stream open is looked at again when something passes.
+# A caller with a stream open is looked at again when something passes, no more often than this.
 _LOOK_INTERVAL_SECONDS: Final = 1.0
 
 
@@ -25,6 +27,7 @@ class Guard:
     proofs: Proofs
     bounds: Bounds
     access_log: AccessLog
+    open_streams: OpenStreams
 
 
 class Passage:
@@ -36,8 +39,12 @@ class Passage:
         "_guard",
         "_looked",
         "_peer",
+        "_proof",
         "_role",
         "_streams",
+        "_task",
+        "_waits",
+        "ended",
         "principal",
     )
 
@@ -49,7 +56,12 @@ class Passage:
         self._entered = False
         self._looked = 0.0
         self._peer = ""
+        self._proof: tuple[bytes, Role] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._waits = False
         self.principal: Principal | None = None
+        self.ended: Refusal | None = None
+        """Why a stream that was under way must end."""
 
     async def enter(self) -> None:
         """Let the call in, as its caller.
@@ -71,17 +83,54 @@ class Passage:
         caller.set(principal)
         self._looked = monotonic()
 
+    def watch(self) -> None:
+        """Look at the caller also while nothing passes; called in the task that sends."""
+        digest = self._guard.proofs.digest(self._context)
+        # One without a proof of its own has nothing that could be revoked.
+        if digest is not None and self._role is not None:
+            self._proof = (digest, self._role)
+            self._task = asyncio.current_task()
+            self._guard.open_streams.add(self._proof, self)
+        self._waits = True
+
     async def go_on(self) -> None:
-        """Look at the caller again, if that was some time ago. Raises as `enter` does."""
+        """Something passes: look at the caller if that was some time ago. Raises as `enter`."""
+        self._waits = False
         now = monotonic()
-        if (
-            self.principal is None
-            or self._role is None
-            or now - self._looked < (_LOOK_INTERVAL_SECONDS)
-        ):
+        if self.principal is None or now - self._looked < _LOOK_INTERVAL_SECONDS:
             return
         self._looked = now
-        principal = await self._guard.proofs.principal(self._context)
+        await self.look()
+
+    def wait(self) -> None:
+        """Nothing passes until `go_on`: `end` may cancel the task. Raises what has ended it."""
+        if self.ended is not None:
+            raise self.ended
+        self._waits = True
+
+    def recall(self) -> bool:
+        """Whether the caller is remembered, as one who may still call. Raises as `enter` does."""
+        principal = self._guard.proofs.recall(self._context)
+        if principal is not None:
+            self._check(principal)
+        return principal is not None
+
+    async def look(self) -> None:
+        """Look at the caller again. Raises as `enter` does."""
+        self._check(await self._guard.proofs.again(self._context))
+
+    def end(self, error: Refusal) -> None:
+        """The call must end with this error, which `ended` says once the task is cancelled."""
+        if self.ended is None:
+            self.ended = error
+            # While it sends, gRPC would take a cancel for the client's.
+            if self._waits and self._task is not None:
+                self._task.cancel()
+
+    def _check(self, principal: Principal) -> None:
+        """Raise unless this is still the caller, who may still make this call."""
+        if self.principal is None or self._role is None:
+            return
         if principal.actor != self.principal.actor:
             raise ProofMissingOrInvalid
         refusal = access.refusal(principal, self._role)
@@ -89,7 +138,10 @@ class Passage:
             raise refusal
 
     def leave(self) -> None:
-        """The call has ended."""
+        """The call has ended, but for telling its caller."""
+        self._waits = False
+        if self._proof is not None:
+            self._guard.open_streams.discard(self._proof, self)
         if self._entered and self.principal is not None:
             self._guard.bounds.leave(self.principal.actor, self._streams)
 

@@ -6,7 +6,7 @@ older than `_MAXIMUM_AGE_SECONDS`, so a revoked token is refused by every replic
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final
@@ -16,6 +16,7 @@ import structlog
 from infrascout_sessions.errors import Refusal
 from infrascout_sessions.identity import InvalidProofError
 from infrascout_sessions.models import Clock, Principal, Proof, Token
+from infrascout_sessions.storage.gathered_reads import GatheredReads
 from infrascout_sessions.storage.repository import tokens
 from infrascout_sessions.storage.statement import Database
 from infrascout_sessions.tokens import has_form
@@ -54,7 +55,7 @@ class KnownTokens:
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
         # Digests of no token, by when that was found: not asked for again and again.
         self._unknown: OrderedDict[bytes, float] = OrderedDict()
-        self._loading: dict[bytes, asyncio.Task[_Known | None]] = {}
+        self._reads = GatheredReads(self._read)
 
     def recall(self, digest: bytes) -> Principal | None:
         """The caller whose token has this digest, if that is known and fresh.
@@ -66,7 +67,8 @@ class KnownTokens:
             return None
         age = monotonic() - known.checked
         if age > _REFRESH_AGE_SECONDS:
-            self._load(digest)
+            # A failure shows when what is known gets too old.
+            self._reads.ask(digest)
             if age > _MAXIMUM_AGE_SECONDS:
                 return None
         return self._checked(known)
@@ -86,7 +88,7 @@ class KnownTokens:
         ):
             raise InvalidProofError("no such token")
         # A caller that goes away leaves the others their answer.
-        known = await asyncio.shield(self._load(digest))
+        known = await asyncio.shield(self._reads.ask(digest))
         if known is None:
             raise InvalidProofError("no such token")
         return self._checked(known)
@@ -101,32 +103,24 @@ class KnownTokens:
         known.last_use_time = now
         return known.principal
 
-    def _load(self, digest: bytes) -> "asyncio.Task[_Known | None]":
-        task = self._loading.get(digest)
-        if task is None:
-            task = self._loading[digest] = asyncio.create_task(self._read(digest))
-            task.add_done_callback(partial(self._loaded, digest))
-        return task
-
-    def _loaded(self, digest: bytes, task: "asyncio.Task[_Known | None]") -> None:
-        del self._loading[digest]
-        # Nobody may wait for it: then a failure shows when what is known gets too old.
-        if not task.cancelled():
-            task.exception()
-
-    async def _read(self, digest: bytes) -> _Known | None:
+    async def _read(self, digests: Sequence[bytes]) -> Mapping[bytes, _Known]:
         asked = monotonic()
-        token = await self._database.read(partial(tokens.find, digest))
-        if token is None:
-            self._known.pop(digest, None)
-            _keep(self._unknown, digest, asked, _MAXIMUM_UNKNOWN)
-            return None
+        found = await self._database.read(partial(tokens.find_several, digests))
+        fresh = {digest: self._fresh(token, asked) for digest, token in found.items()}
+        for digest in digests:
+            if digest in fresh:
+                _keep(self._known, digest, fresh[digest], _MAXIMUM_KNOWN)
+            else:
+                self._known.pop(digest, None)
+                _keep(self._unknown, digest, asked, _MAXIMUM_UNKNOWN)
+        return fresh
+
+    def _fresh(self, token: Token, asked: float) -> _Known:
         fresh = _Known(token, asked)
-        before = self._known.get(digest)
+        before = self._known.get(token.digest)
         if before is not None:
             fresh.last_use_time = before.last_use_time
             fresh.noted_time = max(before.noted_time, fresh.noted_time)
-        _keep(self._known, digest, fresh, _MAXIMUM_KNOWN)
         return fresh
 
     async def note_uses(self) -> None:

@@ -49,6 +49,8 @@ class Proofs:
         self._certificates = certificates
         self._failed = failed
         self._takes_local = takes_local
+        # What is looked at just now.
+        self._looking: set[bytes] = set()
 
     async def principal(self, context: Any) -> Principal:
         """Who makes the call.
@@ -67,17 +69,58 @@ class Proofs:
             _refuse(error)
         if principal is not None:
             return principal
-        # One that was good a moment ago is looked at without ado, however others fail.
-        peer = None if bearers.was_known(digest) else context.peer()
-        if peer is not None:
-            await self._failed.begin(peer)
+        peer = context.peer()
+        # One that was good a moment ago is looked at without ado, however others fail. And a good
+        # caller's first calls may be many at once: one look is one failure, until it has failed.
+        if bearers.was_known(digest) or digest in self._looking:
+            try:
+                return await bearers.find(secret, digest)
+            except InvalidProofError as error:
+                await self._failed.begin(peer)
+                _refuse(error)
+        await self._failed.begin(peer)
+        self._looking.add(digest)
         try:
             principal = await bearers.find(secret, digest)
         except InvalidProofError as error:
             _refuse(error)
-        if peer is not None:
-            self._failed.succeeded(peer)
+        finally:
+            self._looking.discard(digest)
+        self._failed.succeeded(peer)
         return principal
+
+    def digest(self, context: Any) -> bytes | None:
+        """That of the bearer proof with a call that has been let in; None if it has none."""
+        secret = _bearer(context.invocation_metadata())
+        return None if secret is None else digest_of(secret)
+
+    def recall(self, context: Any) -> Principal | None:
+        """Who makes a call that has been let in, as `principal` would say now, if remembered.
+
+        Raises `ProofMissingOrInvalid`.
+        """
+        try:
+            secret = _bearer(context.invocation_metadata())
+            if secret is None:
+                return self._without_bearer(context)
+            return self._bearers_of(secret).recall(digest_of(secret))
+        except InvalidProofError as error:
+            _refuse(error)
+
+    async def again(self, context: Any) -> Principal:
+        """Who makes a call that has been let in, as `principal` would say now.
+
+        Proofs that end while they are in use are no attack, and not counted. Raises
+        `ProofMissingOrInvalid`, `DatabaseUnavailable`.
+        """
+        principal = self.recall(context)
+        if principal is not None:
+            return principal
+        try:
+            secret = _bearer(context.invocation_metadata()) or ""
+            return await self._bearers_of(secret).find(secret, digest_of(secret))
+        except InvalidProofError as error:
+            _refuse(error)
 
     def _bearers_of(self, secret: str) -> Bearers:
         bearers = self._tokens if secret.startswith(PREFIX) else self._jwts

@@ -160,6 +160,8 @@ class _Call:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        # From here on nobody cancels what is on its way to the caller.
+        self.passage.leave()
         try:
             if error is None:
                 return
@@ -167,10 +169,11 @@ class _Call:
                 self.code = self.context.code()
             elif isinstance(error, Exception):
                 await self._refuse(error)
+            elif isinstance(error, asyncio.CancelledError) and self.passage.ended is not None:
+                await self._refuse(self.passage.ended)
             else:  # cancelled, by the client or its deadline
                 self.code = grpc.StatusCode.CANCELLED
         finally:
-            self.passage.leave()
             self.end()
 
     async def _refuse(self, error: Exception) -> None:
@@ -278,10 +281,12 @@ def _stream(method: _Method, behaviour: Callable[..., AsyncIterator[Message]]) -
     async def answer(data: bytes, context: Any) -> AsyncIterator[bytes]:
         async with _Call(method, context) as call:
             await call.passage.enter()
+            call.passage.watch()
             async for response in behaviour(call.request(data), context):
                 await call.passage.go_on()
                 # What many followers get is serialised once, by the servicer.
                 yield response if isinstance(response, bytes) else response.SerializeToString()
+                call.passage.wait()
 
     return answer
 

@@ -2,18 +2,18 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
 from infrascout_sessions.errors import SessionNotFound
 from infrascout_sessions.models import Session
+from infrascout_sessions.storage.gathered_reads import GatheredReads
 from infrascout_sessions.storage.repository import sessions
 from infrascout_sessions.storage.statement import Database
 
 _MAXIMUM_SESSIONS: Final = 10_000
 _MAXIMUM_TEXT: Final = 4096
-
-_Outcome = Session | Exception | None
 
 
 class SessionReader:
@@ -27,10 +27,9 @@ class SessionReader:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: OrderedDict[str, Session] = OrderedDict()
-        self._asked: dict[str, asyncio.Future[_Outcome]] = {}
+        self._reads = GatheredReads(self._read)
         # The sessions of the read under way that no commit has changed since it began.
         self._unchanged: set[str] = set()
-        self._reading: asyncio.Task[None] | None = None
         database.on_commit(self._forget)
 
     async def get(self, session_id: str) -> Session:
@@ -39,34 +38,18 @@ class SessionReader:
         if known is not None:
             self._known.move_to_end(session_id)
             return known
-        answer = self._asked.get(session_id)
-        if answer is None:
-            answer = self._asked[session_id] = asyncio.get_running_loop().create_future()
-            if self._reading is None:
-                self._reading = asyncio.create_task(self._read())
-        outcome = await asyncio.shield(answer)
-        if outcome is None:
+        session = await asyncio.shield(self._reads.ask(session_id))
+        if session is None:
             raise SessionNotFound(session_id)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return session
 
-    async def _read(self) -> None:
-        while self._asked:
-            asked, self._asked = self._asked, {}
-            self._unchanged = set(asked)
-            try:
-                found = await self._database.read(partial(sessions.get_several, list(asked)))
-            except Exception as error:
-                for answer in asked.values():
-                    answer.set_result(error)
-                continue
-            for session_id, answer in asked.items():
-                session = found.get(session_id)
-                if session is not None and session_id in self._unchanged:
-                    self._keep(session)
-                answer.set_result(session)
-        self._reading = None
+    async def _read(self, session_ids: Sequence[str]) -> Mapping[str, Session]:
+        self._unchanged = set(session_ids)
+        found = await self._database.read(partial(sessions.get_several, session_ids))
+        for session in found.values():
+            if session.session_id in self._unchanged:
+                self._keep(session)
+        return found
 
     def _keep(self, session: Session) -> None:
         if not self._database.sole_writer:
