@@ -1,8 +1,8 @@
 """Tells other replicas which sessions a commit has changed, with PostgreSQL's LISTEN and NOTIFY.
 
 NOTIFY in a writing transaction holds a lock of the whole database through its commit; here one task
-notifies after commits, with the ids that have come together. A notice is a hint: what is lost with
-a connection is made up for by `on_gap`, when it is back and every few seconds.
+notifies after commits, with the ids that have come together. A notice is a hint: what goes unheard
+while a connection is lost is made up for by `on_gap`, when it is back and every few seconds.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ _CHANNEL: Final = "infrascout_sessions"
 _SEPARATOR: Final = " "
 # A payload has at most 8,000 bytes.
 _IDS_AT_ONCE: Final = 150
+# While there is no connection. The others find the rest by themselves.
+_MAXIMUM_KEPT: Final = 10_000
 _COLLECT_SECONDS: Final = 0.005
 _RECONNECT_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 5.0
@@ -38,22 +40,23 @@ class Notices:
         self._connection: Any = None
         self._changed: set[str] = set()
         self._wake = asyncio.Event()
+        self._closing = False
         self._tasks = [asyncio.create_task(self._poll())]
         if connect is not None:
             self._tasks.append(asyncio.create_task(self._keep_sending(connect)))
 
     def send(self, changed: set[str]) -> None:
-        """Tell the others, soon."""
-        if self._connect is not None:
+        """Tell the others, soon; if there is no connection, once there is."""
+        if self._connect is not None and len(self._changed) < _MAXIMUM_KEPT:
             self._changed |= changed
             self._wake.set()
 
     async def close(self) -> None:
         """Send what is left and stop."""
+        self._closing = True
+        self._wake.set()
         if self._connection is not None:
-            with suppress(Exception):
-                async with asyncio.timeout(_RECONNECT_SECONDS):
-                    await self._flush()
+            await asyncio.wait(self._tasks[1:], timeout=_RECONNECT_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -72,9 +75,12 @@ class Notices:
                 try:
                     await self._connection.add_listener(_CHANNEL, self._hear)
                     self.on_gap()
+                    self._wake.set()
                     while not self._connection.is_closed():
                         await self._wait()
                         await self._flush()
+                        if self._closing:
+                            return
                 finally:
                     connection, self._connection = self._connection, None
                     connection.terminate()
@@ -91,12 +97,19 @@ class Notices:
         await asyncio.sleep(_COLLECT_SECONDS)
 
     async def _flush(self) -> None:
+        # What changes again meanwhile is told again.
         changed, self._changed = list(self._changed), set()
-        for at in range(0, len(changed), _IDS_AT_ONCE):
-            payload = _SEPARATOR.join(changed[at : at + _IDS_AT_ONCE])
-            await self._connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, payload)
-        if not changed:
-            await self._connection.execute("SELECT 1")
+        told = 0
+        try:
+            while told < len(changed):
+                ids = changed[told : told + _IDS_AT_ONCE]
+                payload = _SEPARATOR.join(ids)
+                await self._connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, payload)
+                told += len(ids)
+            if not changed:
+                await self._connection.execute("SELECT 1")
+        finally:
+            self._changed.update(changed[told:])
 
     def _hear(self, _connection: Any, process: int, _channel: str, payload: object) -> None:
         if self._connection is not None and process == self._connection.get_server_pid():
