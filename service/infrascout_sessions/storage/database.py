@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from infrascout_sessions.config import Settings
+from infrascout_sessions.errors import DatabaseUnavailable
 from infrascout_sessions.models import Clock, system_clock
 from infrascout_sessions.storage import sqlite
 from infrascout_sessions.storage.copying import run
@@ -277,6 +278,8 @@ async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> Async
         )
     except postgres.UnsafeDurabilityError as error:
         raise DatabaseSetupError(str(error)) from error
+    except DatabaseUnavailable as error:
+        raise DatabaseSetupError(f"{_name(url)} cannot be used: {error.__cause__}") from error
     try:
         yield database
     finally:

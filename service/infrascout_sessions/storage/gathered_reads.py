@@ -4,14 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
-from infrascout_sessions.errors import Refusal
-
 K = TypeVar("K")
 V = TypeVar("V")
 
 _MAXIMUM_KEYS: Final = 1000
-# A read that fails later than this failed because nobody answered.
-_PATIENCE_SECONDS: Final = 1.0
 
 
 class GatheredReads(Generic[K, V]):
@@ -43,15 +39,14 @@ class GatheredReads(Generic[K, V]):
         return {key: self._asked.pop(key) for key in list(self._asked)[:_MAXIMUM_KEYS]}
 
     async def _read(self) -> None:
-        now = asyncio.get_running_loop().time
         while self._asked:
-            asked, began = self._taken(), now()
+            asked = self._taken()
             try:
                 found = await self._read_several(list(asked))
             except Exception as error:
                 waiting = list(asked.values())
-                if isinstance(error, Refusal) and now() - began > _PATIENCE_SECONDS:
-                    # Who has come meanwhile would wait as long again, and in vain.
+                if isinstance(error.__cause__, TimeoutError):
+                    # The database does not answer: who asked meanwhile would wait as long again.
                     waiting += self._asked.values()
                     self._asked = {}
                 for answer in waiting:

@@ -8,7 +8,7 @@ reads run in AUTOCOMMIT, and what several callers record goes in one statement.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -233,12 +233,13 @@ class PostgresDatabase:
 
     @classmethod
     async def open(cls, url: sa.URL, settings: Settings, clock: Clock | None) -> "PostgresDatabase":
-        """Connect; the tables must exist. Raises `UnsafeDurabilityError`."""
+        """Connect; the tables must exist. Raises `UnsafeDurabilityError`, `DatabaseUnavailable`."""
         timeout = settings.database_timeout_seconds
         milliseconds = str(round(timeout * 1000))
         pool = await asyncpg.create_pool(
             _dsn(url),
-            min_size=1,
+            # None that the pool would open by itself, and say so in a log of its own if it cannot.
+            min_size=0,
             max_size=settings.database_connections,
             max_inactive_connection_lifetime=300,
             timeout=timeout,
@@ -267,6 +268,9 @@ class PostgresDatabase:
         try:
             if not settings.allow_unsafe_durability:
                 await _require_durability(pool)
+        except _UNAVAILABLE as error:
+            await pool.close()
+            raise DatabaseUnavailable from error
         except BaseException:
             await pool.close()
             raise
@@ -279,7 +283,13 @@ class PostgresDatabase:
             None
             if listen is None
             # Without a time-out a connection that died unnoticed would be waited for for ever.
-            else partial(asyncpg.connect, listen, timeout=timeout, command_timeout=timeout)
+            else partial(
+                asyncpg.connect,
+                listen,
+                timeout=timeout,
+                command_timeout=timeout,
+                server_settings={"application_name": "infrascout-sessions listener"},
+            )
         )
         return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
 
@@ -372,6 +382,11 @@ class PostgresDatabase:
             raise Overloaded from error
         try:
             yield raw
+        except _ABANDONED:
+            # After BEGIN or COMMIT; after any other statement it is closed, and not ours any more.
+            with suppress(asyncpg.InterfaceError):
+                raw.terminate()
+            raise
         finally:
             await self._pool.release(raw)
 
@@ -391,10 +406,10 @@ class PostgresDatabase:
                         result = await greenlet_spawn(work, connection)
                 self._committed(connection.changed)
                 return result
-            except Refusal:
+            except Refusal as refusal:
                 # What refused it may have been the same request on another replica, which has
                 # committed since it was first looked for.
-                if attempt > 1:
+                if attempt > 1 or isinstance(refusal, Overloaded):
                     raise
             except _TRY_AGAIN as error:
                 if attempt == _ATTEMPTS:
@@ -418,12 +433,25 @@ class PostgresDatabase:
                     items += len(waiting.items)
                     size_bytes += waiting.size_bytes
             if group:
-                outcomes = iter(await self._outcomes(group))
+                outcomes = await self._outcomes(group)
+                remaining = iter(outcomes)
                 for waiting in group:
-                    own = [next(outcomes) for _ in waiting.items]
+                    own = [next(remaining) for _ in waiting.items]
                     if not waiting.future.done():
                         waiting.future.set_result(own)
+                if isinstance(outcomes[-1], Refusal):
+                    self._give_up_after(outcomes[-1])
         self._running = False
+
+    def _give_up_after(self, refusal: Refusal) -> None:
+        """Refuse what waits, too, if the database did not answer: it would wait as long again."""
+        if not isinstance(refusal.__cause__, TimeoutError):
+            return
+        for waiting in self._waiting:
+            if not waiting.future.done():
+                waiting.future.set_result([refusal] * len(waiting.items))
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     async def _outcomes(self, group: list[_Items]) -> Sequence[Any]:
         work = group[0].work

@@ -1,0 +1,261 @@
+"""PostgreSQL goes and comes back, has no connection left, or would lose what it acknowledges."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from commands import run as run_command
+from harness import (
+    Client,
+    get_session,
+    list_executions,
+    record_request,
+    running_session,
+    service_process,
+    submit,
+)
+from infrascout.sessions.v1 import session_service_pb2 as sessions
+from infrascout_sessions.client import SessionsClient
+from infrascout_sessions.client.errors import call_error
+from ledger import Ledger
+from own_postgres import MAXIMUM_CONNECTIONS, OwnPostgres, own_postgres
+from replicas import replicas, until
+
+SERVING, NOT_SERVING = (
+    health_pb2.HealthCheckResponse.SERVING,
+    health_pb2.HealthCheckResponse.NOT_SERVING,
+)
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[OwnPostgres]:
+    """A PostgreSQL that nobody else uses."""
+    with own_postgres() as server:
+        yield server
+
+
+async def _health(client: Client) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
+
+
+async def _health_becomes(client: Client, status: Any, seconds: float) -> None:
+    async def has_become() -> bool:
+        await asyncio.sleep(0.1)
+        return bool(await _health(client) == status)
+
+    await until(has_become, seconds)
+
+
+async def _watch(client: Client, seen: list[Any]) -> None:
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)
+    async for response in stub.Watch(health_pb2.HealthCheckRequest()):
+        seen.append(response.status)  # noqa: PERF401 - as they come
+
+
+def _calls(client: Client, session_id: str) -> list[Callable[[float], Any]]:
+    """One call of each kind."""
+    get = sessions.GetSessionRequest(session_id=session_id)
+    start = sessions.StartSessionRequest(agent_id="probed", playbook="p")
+    submit = sessions.SubmitSessionRequest(session_id=session_id, summary="s")
+    record = record_request(session_id)
+    return [
+        lambda seconds: client.sessions.GetSession(get, timeout=seconds),
+        lambda seconds: client.sessions.ListSessions(
+            sessions.ListSessionsRequest(), timeout=seconds
+        ),
+        lambda seconds: client.sessions.StartSession(start, timeout=seconds),
+        lambda seconds: client.sessions.SubmitSession(submit, timeout=seconds),
+        lambda seconds: client.recording.RecordExecution(record, timeout=seconds),
+    ]
+
+
+async def _unavailable(call: Any) -> None:
+    """Await a call that must be refused, in a way that a client knows to repeat."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = call_error(caught.value)
+    assert error.code is grpc.StatusCode.UNAVAILABLE, error
+    assert error.reason in {"DATABASE_UNAVAILABLE", "OVERLOADED"}
+    assert (error.retry_after_seconds or 0) > 0
+
+
+@pytest.mark.parametrize(("away", "back"), [("stop", "start"), ("freeze", "thaw")])
+async def test_all_recovers_by_itself_when_the_database_returns(
+    own: OwnPostgres, tmp_path: Path, away: str, back: str
+) -> None:
+    url = await own.new_database()
+    ledger = Ledger()
+    done = asyncio.Event()
+    longest = 0.0
+    async with replicas(url, tmp_path, count=2) as running:
+        clients = [replica.client for replica in running]
+        probed = await running_session(clients[0], "probed")
+        session_ids = [await ledger.start(client) for client in clients * 2]
+        statuses: list[list[Any]] = [[] for _ in clients]
+
+        async def write(number: int) -> None:
+            """Goes on, whatever it is answered."""
+            nonlocal longest
+            turn = number
+            while not done.is_set():
+                turn += 1
+                client = clients[turn % 2]
+                session_id = session_ids[turn % 4]
+                began = monotonic()
+                if turn % 5 == 0:
+                    entry = await ledger.register(client)
+                elif turn % 5 == 1:
+                    entry = await ledger.save(client, session_id)
+                else:
+                    entry = await ledger.record(client, session_id)
+                longest = max(longest, monotonic() - began)
+                await asyncio.sleep(0.5 if entry.reason else 0.05)
+
+        async def follow(client: Client) -> list[int]:
+            """One that resumes, as the client of this project does."""
+            following = SessionsClient.of(client.channel, deadline_seconds=40).list_executions(
+                sessions.ListExecutionsRequest(session_id=session_ids[0], follow=True)
+            )
+            return [one.sequence async for one in following]
+
+        async def insist(client: Client, number: int) -> int:
+            """One that repeats what is UNAVAILABLE: it notices nothing but time."""
+            insistent = SessionsClient.of(client.channel, deadline_seconds=40)
+            made = 0
+            while not done.is_set():
+                await insistent.record_execution(
+                    record_request(probed, command=f"insist {number} {made}")
+                )
+                made += 1
+            return made
+
+        async with asyncio.TaskGroup() as tasks:
+            watching = [
+                tasks.create_task(_watch(client, seen))
+                for client, seen in zip(clients, statuses, strict=True)
+            ]
+            followers = [tasks.create_task(follow(client)) for client in clients]
+            insistent = [
+                tasks.create_task(insist(client, number)) for number, client in enumerate(clients)
+            ]
+            writers = [tasks.create_task(write(number)) for number in range(24)]
+            await ledger.grows_by(300)
+
+            await asyncio.to_thread(own.do, away)
+            gone = monotonic()
+            await asyncio.gather(*(_health_becomes(each, NOT_SERVING, 5) for each in clients))
+            while monotonic() - gone < 10:
+                calls = [each for client in clients for each in _calls(client, probed)]
+                await asyncio.gather(*(_unavailable(call(8)) for call in calls))
+                await asyncio.sleep(0.2)
+            await asyncio.to_thread(own.do, back)
+            await asyncio.gather(*(_health_becomes(each, SERVING, 10) for each in clients))
+            await ledger.grows_by(300)
+
+            done.set()
+            await asyncio.gather(*writers)
+            made = [await each for each in insistent]
+            await submit(clients[1], session_ids[0])
+            for follower in followers:
+                sequences = await follower
+                assert sequences == list(range(1, len(sequences) + 1))
+            for seen, task in zip(statuses, watching, strict=True):
+                await until(partial([SERVING, NOT_SERVING, SERVING].__eq__, seen), 5)
+                task.cancel()
+        assert longest < 8
+        assert ledger.outcomes().keys() <= {"ACKNOWLEDGED", "DATABASE_UNAVAILABLE", "OVERLOADED"}
+        assert len(ledger.outcomes()) > 1
+
+        commands = [one.command for one in await list_executions(clients[0], probed)]
+        assert sorted(commands) == sorted(
+            f"insist {number} {turn}" for number, count in enumerate(made) for turn in range(count)
+        )
+        entries = list(ledger.entries)
+        await ledger.verify(clients[0])
+        await ledger.repeat(clients[1], entries)
+        await ledger.verify(clients[0])
+
+
+async def _connections(url: str) -> AsyncIterator[Any]:
+    """As many as there are left."""
+    while True:
+        try:
+            yield await asyncpg.connect(url.replace("+asyncpg", ""))
+        except asyncpg.TooManyConnectionsError:
+            return
+
+
+async def test_without_a_connection_left_calls_are_refused_in_time(
+    own: OwnPostgres, tmp_path: Path
+) -> None:
+    url = await own.new_database()
+    async with replicas(url, tmp_path, count=1) as [replica], AsyncExitStack() as others:
+        client = replica.client
+        session_id = await running_session(client, "probed")
+        # Others take every connection that is left.
+        taken = [connection async for connection in _connections(url)]
+        assert len(taken) > MAXIMUM_CONNECTIONS / 2
+        for connection in taken:
+            others.push_async_callback(connection.close)
+
+        async def ask(number: int) -> str:
+            try:
+                await _calls(client, session_id)[number % 2](8)
+            except grpc.aio.AioRpcError as refusal:
+                error = call_error(refusal)
+                assert error.code is grpc.StatusCode.UNAVAILABLE, error
+                assert (error.retry_after_seconds or 0) > 0
+                return error.reason
+            return "OK"
+
+        answers = await asyncio.gather(*map(ask, range(200)))
+        assert set(answers) <= {"OK", "DATABASE_UNAVAILABLE", "OVERLOADED"}
+        assert "OK" in answers
+
+        code, said = await run_command("serve", "--listen", "127.0.0.1:0", "--database-url", url)
+        assert code == 1
+        assert "Traceback" not in said
+        assert said.startswith("infrascout-sessions: ")
+        assert "too many clients" in said
+
+        await others.aclose()
+        assert set(await asyncio.gather(*map(ask, range(200)))) == {"OK"}
+        assert (await get_session(client, session_id)).execution_count == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "restore", "names"),
+    [
+        ("ALTER SYSTEM SET fsync = off", "ALTER SYSTEM RESET fsync", "fsync off"),
+        (
+            "ALTER ROLE postgres SET synchronous_commit = off",
+            "ALTER ROLE postgres RESET synchronous_commit",
+            "synchronous_commit off",
+        ),
+    ],
+)
+async def test_a_database_that_may_lose_what_it_acknowledges_is_refused(
+    own: OwnPostgres, tmp_path: Path, change: str, restore: str, names: str
+) -> None:
+    url = await own.new_database()
+    await own.run(change, "SELECT pg_reload_conf()")
+    try:
+        await asyncio.sleep(0.5)
+        code, said = await run_command("serve", "--listen", "127.0.0.1:0", "--database-url", url)
+        assert (code, said.count("\n")) == (1, 1)
+        assert said.startswith(f"infrascout-sessions: PostgreSQL runs with {names}, and may lose")
+        assert "--allow-unsafe-durability" in said
+        async with service_process(url, tmp_path / "log", "--allow-unsafe-durability"):
+            pass
+    finally:
+        await own.run(restore, "SELECT pg_reload_conf()")
