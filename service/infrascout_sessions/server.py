@@ -256,7 +256,14 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
         loop.add_signal_handler(name, stop.set)
     if settings.share_port:
         # A worker's standard input is closed when who started it has gone.
-        loop.add_reader(sys.stdin.fileno(), stop.set)
+        stdin = sys.stdin.fileno()
+
+        def orphaned() -> None:
+            # It stays readable: the loop would do nothing else while it drains.
+            loop.remove_reader(stdin)
+            stop.set()
+
+        loop.add_reader(stdin, orphaned)
     if settings.metrics_listen:
         _serve_metrics(settings.metrics_listen)
     async with running(settings) as port:

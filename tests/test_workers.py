@@ -1,0 +1,162 @@
+"""`serve --workers`: several processes on one port, which live and end together."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import pytest
+
+from commands import run as run_command
+from harness import (
+    Client,
+    ServiceProcess,
+    connected,
+    register_agent,
+    service_process,
+)
+from infrascout.sessions.v1 import agent_service_pb2
+from infrascout_sessions.client import SessionsClient
+from ledger import Ledger
+from replicas import until
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the workers in /proc, which is Linux's"
+)
+
+
+def workers_of(service: ServiceProcess) -> set[int]:
+    """The ids of its worker processes."""
+    pid = service.process.pid
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def alive(pids: Iterable[int]) -> bool:
+    """Whether any of them runs."""
+    return any(Path(f"/proc/{pid}/stat").exists() for pid in pids)
+
+
+async def some_connection_is_answered(address: str) -> bool:
+    """Whether a call on one of many new connections is answered soon."""
+
+    async def answered(client: Client) -> bool:
+        try:
+            await client.agents.ListAgents(agent_service_pb2.ListAgentsRequest(), timeout=3)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(address)) for _ in range(40)]
+        for done in asyncio.as_completed([answered(client) for client in clients]):
+            if await done:
+                return True
+    return False
+
+
+async def answers_alone(service: ServiceProcess, worker: int) -> bool:
+    """Whether a worker answers new connections while all others stand still."""
+    others = workers_of(service) - {worker}
+    for other in others:
+        os.kill(other, signal.SIGSTOP)
+    try:
+        return await some_connection_is_answered(service.address)
+    finally:
+        for other in others:
+            os.kill(other, signal.SIGCONT)
+
+
+@needs_proc
+async def test_all_workers_answer_and_one_that_dies_is_replaced(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    async with (
+        service_process(postgres_url, log, "--workers", "3") as service,
+        connected(service.address) as client,
+    ):
+        workers = workers_of(service)
+        assert len(workers) == 3
+        for worker in workers:
+            assert await answers_alone(service, worker)
+
+        victim = workers.pop()
+        os.kill(victim, signal.SIGKILL)
+        # Meanwhile the others answer whoever repeats what is UNAVAILABLE.
+        retrying = SessionsClient.of(client.channel)
+        await retrying.list_agents(agent_service_pb2.ListAgentsRequest())
+        await until(lambda: len(workers_of(service)) == 3, 10)
+        [new] = workers_of(service) - workers
+        assert new != victim
+        # It serves once it has started.
+        await until(lambda: log.read_text().count('"event":"serving"') == 4, 20)
+        assert await answers_alone(service, new)
+        assert "worker ended, starting another" in log.read_text()
+
+
+@needs_proc
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+async def test_the_workers_end_with_the_one_that_started_them(
+    postgres_url: str, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Killed itself, it can tell them nothing: they see it, and drain all the same."""
+    ledger = Ledger()
+    log = tmp_path / "log"
+    async with (
+        service_process(postgres_url, log, "--workers", "3", "--shutdown-grace", "5") as service,
+        AsyncExitStack() as stack,
+    ):
+        workers = workers_of(service)
+        address = service.address
+        clients = [await stack.enter_async_context(connected(address)) for _ in range(12)]
+
+        async def write(client: Client) -> None:
+            session_id = await ledger.start(client)
+            while not (await ledger.record(client, session_id)).reason:
+                pass
+
+        async with asyncio.TaskGroup() as tasks:
+            for client in clients:
+                tasks.create_task(write(client))
+            await ledger.grows_by(300)
+            service.process.send_signal(how)
+            async with asyncio.timeout(10):
+                code = await service.process.wait()
+        assert code == (0 if how is signal.SIGTERM else -signal.SIGKILL)
+        await until(lambda: not alive(workers), 10)
+        # Each was told: none of the calls under way was cut off.
+        assert ledger.outcomes().keys() <= {"ACKNOWLEDGED", "SHUTTING_DOWN", "UNAVAILABLE"}
+        assert log.read_text().count('"event":"stopped"') == 3
+    async with (
+        service_process(postgres_url, log) as service,
+        connected(service.address) as client,
+    ):
+        await ledger.verify(client)
+
+
+async def test_workers_that_cannot_start_end_all_with_a_reason(
+    sqlite_url: str, postgres_url: str, tmp_path: Path
+) -> None:
+    serve = ("serve", "--listen", "127.0.0.1:0", "--workers", "2", "--database-url")
+    code, said = await run_command(*serve, sqlite_url)
+    assert (code, said) == (
+        1,
+        "infrascout-sessions: --workers needs PostgreSQL: one process at a time uses a file\n",
+    )
+    code, said = await run_command(*serve, f"postgresql+asyncpg://postgres@/x?host={tmp_path}")
+    assert code == 1
+    assert "cannot be used" in said
+    assert "Traceback" not in said
+    async with service_process(postgres_url, tmp_path / "log", "--workers", "2") as service:
+        # Nobody shares the port by accident.
+        code, said = await run_command(
+            *("serve", "--listen", service.address, "--workers", "2"),
+            *("--database-url", postgres_url),
+        )
+        assert code == 1
+        assert said.startswith(f"infrascout-sessions: cannot listen on {service.address}")
+        async with connected(service.address) as client:
+            await register_agent(client)
