@@ -447,11 +447,11 @@ class PostgresDatabase:
         """Refuse what waits, too, if the database did not answer: it would wait as long again."""
         if not isinstance(refusal.__cause__, TimeoutError):
             return
-        for waiting in self._waiting:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            self._waiting_bytes -= waiting.size_bytes
             if not waiting.future.done():
                 waiting.future.set_result([refusal] * len(waiting.items))
-        self._waiting.clear()
-        self._waiting_bytes = 0
 
     async def _outcomes(self, group: list[_Items]) -> Sequence[Any]:
         work = group[0].work
