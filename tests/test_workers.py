@@ -88,9 +88,8 @@ async def test_all_workers_answer_and_one_that_dies_is_replaced(
         # Meanwhile the others answer whoever repeats what is UNAVAILABLE.
         retrying = SessionsClient.of(client.channel)
         await retrying.list_agents(agent_service_pb2.ListAgentsRequest())
-        await until(lambda: len(workers_of(service)) == 3, 10)
-        [new] = workers_of(service) - workers
-        assert new != victim
+        await until(lambda: len(workers_of(service) - {victim}) == 3, 10)
+        [new] = workers_of(service) - workers - {victim}
         # It serves once it has started.
         await until(lambda: log.read_text().count('"event":"serving"') == 4, 20)
         assert await answers_alone(service, new)
