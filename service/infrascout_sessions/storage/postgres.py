@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from time import monotonic
 from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
@@ -43,6 +44,8 @@ T = TypeVar("T")
 _MAXIMUM_GROUP: Final = 1000
 _MAXIMUM_GROUP_BYTES: Final = 8 * 1024 * 1024
 _ATTEMPTS: Final = 3
+# How long a connection may go unused.
+_IDLE_SECONDS: Final = 300.0
 
 # Another transaction was in the way, and is not any more.
 _TRY_AGAIN: Final = (
@@ -226,6 +229,10 @@ class PostgresDatabase:
         self._waiting: deque[_Items] = deque()
         self._waiting_bytes = 0
         self._writes = 0
+        # Connections out of the pool that nobody uses: to ask it for one and give it back takes as
+        # long as a small statement. Nothing is kept while somebody waits for the pool.
+        self._kept: list[tuple[Any, float]] = []
+        self._acquiring = 0
         self._running = False
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -241,7 +248,7 @@ class PostgresDatabase:
             # None that the pool would open by itself, and say so in a log of its own if it cannot.
             min_size=0,
             max_size=settings.database_connections,
-            max_inactive_connection_lifetime=300,
+            max_inactive_connection_lifetime=_IDLE_SECONDS,
             timeout=timeout,
             # The server gives up before the client does.
             command_timeout=timeout + 1,
@@ -348,6 +355,8 @@ class PostgresDatabase:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._notices.close()
+        while (raw := self._take_kept()) is not None:
+            await self._pool.release(raw)
         await self._pool.close()
 
     def _admit(self, size_bytes: int) -> None:
@@ -376,19 +385,41 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        try:
-            raw = await self._pool.acquire(timeout=self._patience_seconds)
-        except TimeoutError as error:
-            raise Overloaded from error
+        raw = self._take_kept() or await self._acquire()
         try:
             yield raw
-        except _ABANDONED:
-            # After BEGIN or COMMIT; after any other statement it is closed, and not ours any more.
-            with suppress(asyncpg.InterfaceError):
-                raw.terminate()
-            raise
-        finally:
+        except BaseException as error:
+            if isinstance(error, _ABANDONED):
+                # After BEGIN or COMMIT; after any other statement it is closed, and not ours any
+                # more.
+                with suppress(asyncpg.InterfaceError):
+                    raw.terminate()
             await self._pool.release(raw)
+            raise
+        if self._acquiring or self._closing:
+            await self._pool.release(raw)
+        else:
+            self._kept.append((raw, monotonic()))
+
+    def _take_kept(self) -> Any | None:
+        """The connection that was used last, unless it is closed or was idle for long."""
+        while self._kept:
+            raw, since = self._kept.pop()
+            # The pool has taken back one that the server has closed.
+            with suppress(asyncpg.InterfaceError):
+                if monotonic() - since < _IDLE_SECONDS and not raw.is_closed():
+                    return raw
+                raw.terminate()
+        return None
+
+    async def _acquire(self) -> Any:
+        self._acquiring += 1
+        try:
+            return await self._pool.acquire(timeout=self._patience_seconds)
+        except TimeoutError as error:
+            raise Overloaded from error
+        finally:
+            self._acquiring -= 1
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
