@@ -366,10 +366,13 @@ async def test_health_and_reflection_ask_for_no_proof(database_url: str) -> None
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
     async with serving(database_url, require_identity=True) as client:
-        for metadata in ((), bearer("nonsense")):
+        for metadata in ((), bearer("nonsense"), bearer("nonsense") * 2):
             health: Any = health_pb2_grpc.HealthStub(client.channel)
             answer = await health.Check(health_pb2.HealthCheckRequest(), metadata=metadata)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            watching = health.Watch(health_pb2.HealthCheckRequest(), metadata=metadata)
+            assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watching.cancel()
 
             async def ask() -> Any:
                 yield reflection_pb2.ServerReflectionRequest(list_services="")

@@ -85,9 +85,11 @@ class Passage:
 
     def watch(self) -> None:
         """Look at the caller also while nothing passes; called in the task that sends."""
+        if self._role is None:
+            return
         digest = self._guard.proofs.digest(self._context)
         # One without a proof of its own has nothing that could be revoked.
-        if digest is not None and self._role is not None:
+        if digest is not None:
             self._proof = (digest, self._role)
             self._task = asyncio.current_task()
             self._guard.open_streams.add(self._proof, self)
