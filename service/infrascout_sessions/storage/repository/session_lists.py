@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from infrascout_sessions.models import Session, SessionFilter, SessionPosition
+from infrascout_sessions.storage.repository import given_rows
 from infrascout_sessions.storage.repository.sessions import COLUMNS, session_of
 from infrascout_sessions.storage.schema import sessions
 from infrascout_sessions.storage.statement import Connection, DialectName, Statement
@@ -100,10 +101,11 @@ _BOUNDS: Mapping[
 @cache
 def _select_page(present: frozenset[str]) -> Statement:
     return Statement(
-        lambda dialect: (
+        lambda dialect: given_rows.gathered_in_order(
             _matching(dialect, present, *COLUMNS)
             .limit(sa.bindparam("limit", type_=sa.Integer))
-            .offset(sa.bindparam("offset", type_=sa.Integer))
+            .offset(sa.bindparam("offset", type_=sa.Integer)),
+            dialect,
         )
     )
 
@@ -137,8 +139,8 @@ def page(
     parameters = _parameters(which)
     if after is not None:
         parameters |= {"after_time": after.start_time, "after_id": after.session_id}
-    rows = connection.all(
-        _select_page(frozenset(parameters)), limit=limit, offset=offset, **parameters
+    rows = given_rows.rows_of(
+        _select_page(frozenset(parameters)), connection, limit=limit, offset=offset, **parameters
     )
     return [session_of(row) for row in rows]
 
