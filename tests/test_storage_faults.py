@@ -338,6 +338,28 @@ async def test_no_content_is_in_the_log_of_a_fault(
     assert "s3cret" not in text
 
 
+async def test_no_row_is_in_the_log_of_a_fault(postgres_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with (
+        service_process(postgres_url, log) as service,
+        connected(service.address) as client,
+    ):
+        session_id = await running_session(client)
+        async with database_connection(postgres_url) as connection:
+            for table, column in (("insights", "value"), ("executions", "command")):
+                unforeseen = f"ADD CONSTRAINT unforeseen_{table} CHECK ({column} <> 's3cret')"
+                await connection.execute(sa.text(f"ALTER TABLE {table} {unforeseen}"))
+        for call in (
+            save_insight(client, session_id, value="s3cret"),
+            record(client, session_id, command="s3cret"),
+        ):
+            await refused(call, grpc.StatusCode.INTERNAL, "INTERNAL_ERROR")
+    text = log.read_text()
+    assert "unforeseen_insights" in text
+    assert "unforeseen_executions" in text
+    assert "s3cret" not in text
+
+
 async def test_health_asks_the_database(database_url: str) -> None:
     async with serving(database_url) as client:
         assert await health(client) == HealthCheckResponse.SERVING

@@ -100,6 +100,9 @@ def _translated(error: Exception) -> Exception:
     elif isinstance(error, _UNAVAILABLE):
         refusal = DatabaseUnavailable()
     else:
+        if isinstance(error, asyncpg.PostgresError):
+            # The row, with commands and outputs, which no log may hold.
+            error.detail = None
         return error
     refusal.__cause__ = error
     return refusal
