@@ -81,7 +81,7 @@ def _statements(size: Size) -> dict[str, _Explained]:
     return {
         "GetSession": _Explained(sessions._select, {"session_id": ended}),
         "GetSession, several": _Explained(
-            sessions._select_several, {"session_ids": [ended, running]}
+            sessions.select_several, {"session_ids": [ended, running]}
         ),
         **{
             f"ListSessions by {', '.join(names) or 'nothing'}": _Explained(

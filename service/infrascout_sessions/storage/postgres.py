@@ -7,8 +7,8 @@ reads run in AUTOCOMMIT, and what several callers record goes in one statement.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Final, NoReturn, TypeVar
@@ -207,9 +207,28 @@ class _Items:
         self.future = future
 
 
+class _Use:
+    """Of a connection, for a block."""
+
+    __slots__ = ("_database", "_raw")
+
+    def __init__(self, database: "PostgresDatabase") -> None:
+        self._database = database
+
+    async def __aenter__(self) -> Any:
+        self._raw = await self._database.take()
+        return self._raw
+
+    async def __aexit__(
+        self, _kind: object, error: BaseException | None, _traceback: object
+    ) -> None:
+        await self._database.give_back(self._raw, error)
+
+
 class PostgresDatabase:
     """A pool of connections, and one statement at a time for what is recorded together."""
 
+    dialect: DialectName = "postgresql"
     sole_writer = False
 
     def __init__(
@@ -316,6 +335,16 @@ class PostgresDatabase:
         result: T = await self._shielded(self._read(work))
         return result
 
+    async def fetch(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
+        """Every row of a statement that only reads, without the greenlet of a unit of work."""
+        try:
+            async with _Use(self) as raw:
+                sql, bind, _ = statement.compiled("postgresql")
+                rows: Sequence[Row] = await raw.fetch(sql, *bind(parameters))
+                return rows
+        except Exception as error:
+            _raise_translated(error)
+
     async def write(self, work: Callable[[Connection], T], size_bytes: int = 0) -> T:
         """Run `work` in a transaction of its own; return once it is durable."""
         self._admit(size_bytes)
@@ -386,20 +415,17 @@ class PostgresDatabase:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        raw = self._take_kept() or await self._acquire()
-        try:
-            yield raw
-        except BaseException as error:
-            if isinstance(error, _ABANDONED):
-                # After BEGIN or COMMIT; after any other statement it is closed, and not ours any
-                # more.
-                with suppress(asyncpg.InterfaceError):
-                    raw.terminate()
-            await self._pool.release(raw)
-            raise
-        if self._acquiring or self._closing:
+    async def take(self) -> Any:
+        """A connection. Raises `Overloaded`."""
+        return self._take_kept() or await self._acquire()
+
+    async def give_back(self, raw: Any, error: BaseException | None) -> None:
+        """Let others have a connection, whose use has ended with `error`."""
+        if isinstance(error, _ABANDONED):
+            # After BEGIN or COMMIT; after any other statement it is closed, and not ours any more.
+            with suppress(asyncpg.InterfaceError):
+                raw.terminate()
+        if error is not None or self._acquiring or self._closing:
             await self._pool.release(raw)
         else:
             self._kept.append((raw, monotonic()))
@@ -426,7 +452,7 @@ class PostgresDatabase:
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         try:
-            async with self._connection() as raw:
+            async with _Use(self) as raw:
                 return await greenlet_spawn(work, PostgresConnection(raw, self._clock))
         except Exception as error:
             _raise_translated(error)
@@ -434,7 +460,7 @@ class PostgresDatabase:
     async def _write(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                async with self._connection() as raw:
+                async with _Use(self) as raw:
                     connection = PostgresConnection(raw, self._clock)
                     async with raw.transaction():
                         result = await greenlet_spawn(work, connection)
@@ -507,7 +533,7 @@ class PostgresDatabase:
         return outcomes
 
     async def _attempt(self, work: ItemsWork[Any, Any], items: Sequence[Any]) -> Sequence[Any]:
-        async with self._connection() as raw:
+        async with _Use(self) as raw:
             connection = PostgresConnection(raw, self._clock)
             # In AUTOCOMMIT: what writes here is one statement.
             outcomes = await greenlet_spawn(work, connection, items)

@@ -3,7 +3,6 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from infrascout_sessions.errors import SessionNotFound
@@ -45,7 +44,11 @@ class SessionReader:
 
     async def _read(self, session_ids: Sequence[str]) -> Mapping[str, Session]:
         self._unchanged = set(session_ids)
-        found = await self._database.read(partial(sessions.get_several, session_ids))
+        rows = await self._database.fetch(
+            sessions.select_several,
+            session_ids=sessions.several_ids(session_ids, self._database.dialect),
+        )
+        found = {row[0]: sessions.session_of(row) for row in rows}
         for session in found.values():
             if session.session_id in self._unchanged:
                 self._keep(session)

@@ -186,6 +186,7 @@ class _Write:
 class SQLiteDatabase:
     """One connection writes, in groups; others read snapshots beside it."""
 
+    dialect: DialectName = "sqlite"
     sole_writer = True
 
     def __init__(
@@ -247,6 +248,10 @@ class SQLiteDatabase:
             return await reader._execute(partial(_read, work, self._clock), reader._conn)  # type: ignore[no-any-return, no-untyped-call]
         except sqlite3.Error as error:
             raise _translated(error) from error
+
+    async def fetch(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
+        """Every row of a statement that only reads."""
+        return await self.read(lambda connection: connection.all(statement, **parameters))
 
     async def write(self, work: Callable[[Connection], T], size_bytes: int = 0) -> T:
         """Run `work` with whatever else waits in one transaction; return once it is durable."""

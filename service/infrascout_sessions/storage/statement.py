@@ -145,6 +145,7 @@ class ItemsWork(Protocol[I, O]):
 class Database(Protocol):
     """Where units of work run. Each is a function of a connection and runs whole or not at all."""
 
+    dialect: DialectName
     sole_writer: bool
     """Whether this process alone writes, so that it may keep in memory what it has read."""
 
@@ -152,6 +153,13 @@ class Database(Protocol):
         """Run `work`, which only reads, on a snapshot.
 
         Raises `DatabaseUnavailable`.
+        """
+        ...
+
+    async def fetch(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
+        """Every row of one statement that only reads, sooner than `read`.
+
+        The caller must not be cancelled meanwhile. Raises `DatabaseUnavailable`.
         """
         ...
 

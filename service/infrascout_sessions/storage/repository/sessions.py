@@ -1,8 +1,9 @@
 """Sessions: started, read, listed, and moved through their lifecycle."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 
@@ -75,19 +76,18 @@ def get(session_id: str, connection: Connection) -> Session:
 
 
 @statement
-def _select_several(_dialect: DialectName) -> sa.Executable:
-    wanted = sa.func.any(sa.bindparam("session_ids", type_=ARRAY(sa.Text)))
-    return sa.select(*COLUMNS).where(sessions.c.session_id == wanted)
+def select_several(dialect: DialectName) -> sa.Executable:
+    """The sessions with `several_ids`."""
+    if dialect == "postgresql":
+        wanted: Any = sa.func.any(sa.bindparam("session_ids", type_=ARRAY(sa.Text)))
+        return sa.select(*COLUMNS).where(sessions.c.session_id == wanted)
+    wanted = sa.func.json_each(sa.bindparam("session_ids", type_=sa.Text)).table_valued("value")
+    return sa.select(*COLUMNS).where(sessions.c.session_id.in_(sa.select(wanted.c.value)))
 
 
-def get_several(session_ids: Sequence[str], connection: Connection) -> dict[str, Session]:
-    """Those of the sessions that exist, by id; on PostgreSQL in one round trip."""
-    if connection.dialect == "postgresql":
-        rows = connection.all(_select_several, session_ids=session_ids)
-    else:
-        found = (connection.one(_select, session_id=session_id) for session_id in session_ids)
-        rows = [row for row in found if row is not None]
-    return {row[0]: session_of(row) for row in rows}
+def several_ids(session_ids: Sequence[str], dialect: DialectName) -> Any:
+    """The parameter `session_ids` of `select_several`."""
+    return session_ids if dialect == "postgresql" else orjson.dumps(session_ids).decode()
 
 
 def status_of(session_id: str, connection: Connection) -> Status:
