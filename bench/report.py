@@ -83,8 +83,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[Any], float], str], ...] = (
 )
 
 
-def calls(result: dict[str, Any]) -> str:
-    head = ["RPC", "callers", "ours/no-op", "rounds", *(column[0] for column in COLUMNS)]
+def calls_in_short(result: dict[str, Any]) -> str:
+    """The columns that the README has room for."""
+    return calls(result, COLUMNS[:4])
+
+
+def calls(result: dict[str, Any], columns: Sequence[Any] = COLUMNS) -> str:
+    head = ["RPC", "callers", "ours/no-op", "rounds", *(column[0] for column in columns)]
     return table(
         head,
         (
@@ -93,7 +98,7 @@ def calls(result: dict[str, Any]) -> str:
                 str(row["callers"]),
                 f"{ratio(row['rounds'], call_rate):.0%}",
                 spread(ratios(row["rounds"], call_rate)),
-                *(format(middle(row["rounds"], who, of), as_) for _, who, of, as_ in COLUMNS),
+                *(format(middle(row["rounds"], who, of), as_) for _, who, of, as_ in columns),
             ]
             for row in result["rows"]
         ),

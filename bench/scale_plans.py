@@ -154,7 +154,7 @@ async def explain(connection: Any, size: Size, *, in_full: bool) -> None:
     plans = {}
     for name, (statement, parameters) in _statements(size).items():
         sql, bind, _ = statement.compiled("postgresql")
-        arguments = ", ".join(map(_literal, bind(parameters)))
+        arguments = ", ".join(map(_literal, bind({"server_time": None, **parameters})))
         await connection.execute(f"PREPARE explained AS {sql}")
         transaction = connection.transaction()
         await transaction.start()

@@ -109,7 +109,7 @@ async def test_clients_finish_on_the_replicas_that_are_left(
             async with asyncio.TaskGroup() as tasks:
                 runs = [tasks.create_task(assessor.run()) for assessor in assessors]
                 for replica in running[:2]:
-                    acknowledged = recorded() + _ASSESSORS * _RECORDS // 4
+                    acknowledged = recorded() + _ASSESSORS * _RECORDS // 8
                     await until(lambda: recorded() >= acknowledged, 60)  # noqa: B023
                     await replica.service.kill()
                 assert not any(run.done() for run in runs), "killed too late"
