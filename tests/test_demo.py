@@ -172,6 +172,8 @@ def test_a_demo_that_is_stopped_leaves_nothing_behind(
     folder.mkdir()
     pid = tmp_path / "pid"
     code = (
+        # As in a terminal, though what runs the tests in the background may have it ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from infrascout_sessions import cli; from infrascout_sessions.demo import assessment;"
         f"assessment.PLAYBOOK = {{'1': ('echo $$ > {pid}; exec sleep 60',)}}; cli.app(['demo'])"
     )
