@@ -43,9 +43,16 @@ class CallError(Exception):
         )
 
 
+def _code(error: grpc.aio.AioRpcError) -> grpc.StatusCode:
+    """The code, and UNAVAILABLE where grpc.aio could not write, because the connection is gone."""
+    if error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core":
+        return grpc.StatusCode.UNAVAILABLE
+    return error.code()
+
+
 def call_error(error: grpc.aio.AioRpcError, request_id: str = "") -> CallError:
     """What gRPC raised, with the details that the server sent."""
-    refused = CallError(error.code(), error.details() or "", request_id=request_id)
+    refused = CallError(_code(error), error.details() or "", request_id=request_id)
     for detail in _status(error).details:
         info = error_details_pb2.ErrorInfo()
         bad_request = error_details_pb2.BadRequest()
