@@ -1,4 +1,4 @@
-"""Sessions: started, read, listed, and moved through their lifecycle."""
+"""Sessions one by one, and what those share who start, move, list or write in them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -38,6 +38,7 @@ COLUMNS = tuple(sessions.c[name] for name in Session._fields)
 
 
 def session_of(row: Row) -> Session:
+    """The session that a row of `COLUMNS` is."""
     values = list(row)
     values[5] = Status(values[5])
     values[12] = actor_from_text(values[12])
@@ -91,6 +92,7 @@ def several_ids(session_ids: Sequence[str], dialect: DialectName) -> Any:
 
 
 def status_of(session_id: str, connection: Connection) -> Status:
+    """Raises `SessionNotFound`."""
     row = connection.one(_select_status, session_id=session_id)
     if row is None:
         raise SessionNotFound(session_id)
@@ -175,7 +177,7 @@ def run_together(
 def keep(
     made: Mapping[int, Session], items: Sequence[NewSession | Step], connection: Connection
 ) -> Mapping[int, Session]:
-    """Keep what the writes have come to."""
+    """Note what has changed, and what came of the requests; `made` by the index of its item."""
     for session in made.values():
         connection.changed.add(session.session_id)
     answered = [(items[index].request, session.session_id) for index, session in made.items()]
