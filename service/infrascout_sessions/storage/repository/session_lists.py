@@ -84,8 +84,10 @@ def _rows_between(indexed: Sequence[str], present: frozenset[str]) -> list[sa.Co
         bounds.append(row(columns, sessions.c.start_time) >= row(values, _FROM))
     elif columns:
         bounds.append(row(columns) >= row(values))
-    if "after_time" in present:  # which lies before `started_before`
+    if "after_time" in present:
         bounds.append(row(columns, *_START) < row(values, *_AFTER))
+        if "started_before" in present:  # of a token of ours it is true
+            bounds.append(sessions.c.start_time < _BEFORE)
     elif "started_before" in present:
         bounds.append(row(columns, sessions.c.start_time) < row(values, _BEFORE))
     elif columns:
