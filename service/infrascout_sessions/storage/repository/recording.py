@@ -34,7 +34,7 @@ from infrascout_sessions.storage.repository.sessions import (
     why_not_running,
 )
 from infrascout_sessions.storage.schema import executions as executions_table
-from infrascout_sessions.storage.schema import sessions
+from infrascout_sessions.storage.schema import session_recorders, sessions
 from infrascout_sessions.storage.statement import (
     Connection,
     DialectName,
@@ -61,6 +61,31 @@ def _gate(_dialect: DialectName) -> sa.Executable:
         .where(sessions.c.session_id == sa.bindparam("session_id"), sa.text("status = 'running'"))
         .values(_passed(added, failed))
         .returning(sessions.c.execution_count, sessions.c.last_activity_time)
+    )
+
+
+@statement
+def _gate_for_one(_dialect: DialectName) -> sa.Executable:
+    """The gate of one execution, shut to a repeat; tells whether its actor has recorded before."""
+    recorder = sa.exists(
+        sa.select(sa.literal_column("1"))
+        .select_from(session_recorders)
+        .where(
+            *(
+                session_recorders.c[name] == sa.bindparam(name, type_=sa.Text)
+                for name in ("session_id", "actor")
+            )
+        )
+    )
+    return (
+        sa.update(sessions)
+        .where(
+            sessions.c.session_id == sa.bindparam("session_id"),
+            sa.text("status = 'running'"),
+            requests.NOT_MADE_BEFORE,
+        )
+        .values(_passed(sa.literal_column("1"), sa.bindparam("failed", type_=sa.Integer)))
+        .returning(sessions.c.execution_count, sessions.c.last_activity_time, recorder)
     )
 
 
@@ -132,7 +157,14 @@ def _row(execution: Execution) -> tuple[Any, ...]:
 def _store(
     made: Sequence[Execution], asked: Iterable[NewExecution], connection: Connection
 ) -> None:
-    """Store executions with their outputs; raises the database's own error for a repeat."""
+    """Store executions and who recorded them; raises the database's own error for a repeat."""
+    _store_executions(made, asked, connection)
+    add_recorders(connection, {(execution.session_id, execution.actor) for execution in made})
+
+
+def _store_executions(
+    made: Sequence[Execution], asked: Iterable[NewExecution], connection: Connection
+) -> None:
     connection.insert(_insert, [_row(execution) for execution in made])
     outputs.store(
         connection,
@@ -154,7 +186,6 @@ def _store(
             if new.request is not None
         ],
     )
-    add_recorders(connection, {(execution.session_id, execution.actor) for execution in made})
 
 
 def _execution(sequence: int, time: int, finish_time: int | None, new: NewExecution) -> Execution:
@@ -199,12 +230,7 @@ def _record_by_gate(
 ) -> Sequence[Execution | Refusal]:
     """On SQLite, which takes no INSERT in a WITH: a gate a session, then the rows of all."""
     if len(items) == 1:
-        try:
-            repeated = _repeated(items[0], connection)
-        except RequestIdReused as refusal:
-            return [refusal]
-        if repeated is not None:
-            return [repeated]
+        return [_record_one(items[0], connection)]
     outcomes: dict[int, Execution | Refusal] = {}
     fresh: list[NewExecution] = []
     made: list[Execution] = []
@@ -231,6 +257,29 @@ def _record_by_gate(
     if made:
         _store(made, fresh, connection)
     return [outcomes[index] for index in range(len(items))]
+
+
+def _record_one(item: NewExecution, connection: Connection) -> Execution | Refusal:
+    """One by itself in as few statements as it takes: each costs its caller as much as a row."""
+    row = connection.one(
+        _gate_for_one,
+        session_id=item.session_id,
+        failed=int(item.exit_code != 0),
+        actor=str(item.actor),
+        **requests.of(item.request),
+    )
+    if row is None:
+        try:
+            return _repeated(item, connection) or why_not_running(item.session_id, connection)
+        except RequestIdReused as refusal:
+            return refusal
+    sequence, time, is_recorder = row
+    connection.changed.add(item.session_id)
+    execution = _execution(sequence, time, time, item)
+    _store_executions([execution], [item], connection)
+    if not is_recorder:
+        add_recorders(connection, [(item.session_id, item.actor)])
+    return execution
 
 
 def _repeated_or(

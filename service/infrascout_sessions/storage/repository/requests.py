@@ -1,10 +1,10 @@
 """Writes that may be repeated (the contract's "Retries").
 
-A write looks here first, before it checks any state, and leaves what came of it in the same
-transaction. A refused write leaves nothing.
+A write looks here before it refuses anything for the state it finds, and leaves what came of it in
+the same transaction. A refused write leaves nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,6 +50,37 @@ def earlier(connection: Connection, request: RequestKey | None) -> str | None:
     if digest != request.digest:
         raise RequestIdReused(request.request_id)
     return str(resource)
+
+
+_OF = {
+    name: sa.bindparam(f"request_{name}", type_=sa.Text)
+    for name in ("session_id", "rpc", "actor", "request_id")
+}
+
+NOT_MADE_BEFORE = sa.not_(
+    sa.exists(
+        sa.select(sa.literal_column("1"))
+        .select_from(requests)
+        .where(*(requests.c[name] == parameter for name, parameter in _OF.items()))
+    )
+)
+"""A condition for the statement that writes, which saves looking first: few requests are repeats.
+Its parameters are `of(request)`."""
+
+
+def of(request: RequestKey | None) -> Mapping[str, str | None]:
+    """The parameters of `NOT_MADE_BEFORE`, which holds where there is no request."""
+    if request is None:
+        return _OF_NONE
+    return {
+        "request_session_id": request.session_id,
+        "request_rpc": request.rpc,
+        "request_actor": str(request.actor),
+        "request_request_id": request.request_id,
+    }
+
+
+_OF_NONE: Mapping[str, None] = dict.fromkeys(parameter.key for parameter in _OF.values())
 
 
 def _row(request: RequestKey, resource: str) -> tuple[Any, ...]:

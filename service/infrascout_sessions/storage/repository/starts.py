@@ -28,7 +28,11 @@ from infrascout_sessions.storage.statement import (
 _NEW = ("session_id", "agent_id", "playbook", "description", "actor")
 
 
-def _insert_of(dialect: DialectName, given: Mapping[str, sa.ColumnElement[str]]) -> Any:
+def _insert_of(
+    dialect: DialectName,
+    given: Mapping[str, sa.ColumnElement[str]],
+    *conditions: sa.ColumnElement[bool],
+) -> Any:
     """Opens a session, or several, on agents that exist and have none running."""
     row: dict[str, Any] = {
         "session_id": given["session_id"],
@@ -46,14 +50,14 @@ def _insert_of(dialect: DialectName, given: Mapping[str, sa.ColumnElement[str]])
             ("execution_count", "failed_execution_count", "insight_count"), sa.literal_column("0")
         ),
     }
-    found = sa.select(*row.values()).where(agents.c.agent_id == given["agent_id"])
+    found = sa.select(*row.values()).where(agents.c.agent_id == given["agent_id"], *conditions)
     return insert_for[dialect](sessions).from_select(list(row), found).on_conflict_do_nothing()
 
 
 @statement
 def _insert(dialect: DialectName) -> sa.Executable:
     given = {name: sa.bindparam(name, type_=sa.Text) for name in _NEW}
-    return _insert_of(dialect, given).returning(*COLUMNS)  # type: ignore[no-any-return]
+    return _insert_of(dialect, given, requests.NOT_MADE_BEFORE).returning(*COLUMNS)  # type: ignore[no-any-return]
 
 
 @statement
@@ -103,9 +107,6 @@ def _start_several(connection: Connection, items: Sequence[NewSession]) -> Mappi
 
 
 def _start_one(connection: Connection, new: NewSession) -> Session:
-    earlier = requests.earlier(connection, new.request)
-    if earlier is not None:
-        return get(earlier, connection)
     # The running session that refused the insert may have ended before it is looked up.
     while True:
         row = connection.one(
@@ -115,9 +116,13 @@ def _start_one(connection: Connection, new: NewSession) -> Session:
             playbook=new.playbook,
             description=new.description,
             actor=str(new.actor),
+            **requests.of(new.request),
         )
         if row is not None:
             break
+        earlier = requests.earlier(connection, new.request)
+        if earlier is not None:
+            return get(earlier, connection)
         running = connection.one(_select_running_of_agent, agent_id=new.agent_id)
         if running is not None:
             raise AgentBusy(new.agent_id, running[0])

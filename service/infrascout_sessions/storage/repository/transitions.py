@@ -65,6 +65,7 @@ def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statemen
                 sessions.c.session_id == sa.bindparam("session_id"),
                 sa.or_(*(sa.text(f"status = '{status.value}'") for status in sorted(sources))),
                 *conditions,
+                requests.NOT_MADE_BEFORE,
             )
             .values(_changes(action, sa.bindparam("text", type_=sa.Text), _ACTOR))
             .returning(*COLUMNS)
@@ -148,15 +149,16 @@ def _move_several(
 
 
 def _move_one(action: Action, connection: Connection, step: Step) -> Session:
-    if requests.earlier(connection, step.request) is not None:
-        return get(step.session_id, connection)
     row = connection.one(
         _TRANSITIONS[action],
         session_id=step.session_id,
         text=step.text,
         actor=str(step.actor),
+        **requests.of(step.request),
     )
     if row is None:
+        if requests.earlier(connection, step.request) is not None:
+            return get(step.session_id, connection)
         raise IllegalTransition(step.session_id, status_of(step.session_id, connection), action)
     return keep({0: session_of(row)}, [step], connection)[0]
 
@@ -178,8 +180,6 @@ def complete(
 
     Raises `SessionNotFound`, `IllegalTransition`, `ReviewerNotIndependent`, `RequestIdReused`.
     """
-    if requests.earlier(connection, request) is not None:
-        return get(session_id, connection)
     row = connection.one(
         _COMPLETE_INDEPENDENTLY
         if independence is Independence.REQUIRED
@@ -188,8 +188,11 @@ def complete(
         text=comment,
         actor=str(reviewer),
         independence=independence.value,
+        **requests.of(request),
     )
     if row is None:
+        if requests.earlier(connection, request) is not None:
+            return get(session_id, connection)
         raise _why_not_completed(session_id, reviewer, connection)
     requests.remember(connection, request, session_id)
     connection.changed.add(session_id)
@@ -228,6 +231,7 @@ def interrupt_idle(
         idle_microseconds=idle_microseconds,
         text=reason,
         actor=str(actor),
+        **requests.of(None),
     )
     if row is None:
         return None
