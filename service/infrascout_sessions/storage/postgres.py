@@ -317,7 +317,11 @@ class PostgresDatabase:
                 listen,
                 timeout=timeout,
                 command_timeout=timeout,
-                server_settings={"application_name": "infrascout-sessions listener"},
+                server_settings={
+                    "application_name": "infrascout-sessions listener",
+                    # A notice is no evidence: writes are not to wait for its fsync.
+                    "synchronous_commit": "off",
+                },
             )
         )
         return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
