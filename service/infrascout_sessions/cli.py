@@ -83,7 +83,7 @@ def _ready(settings: Settings, address: str, database: str) -> str:
 @options.of_settings
 def serve(settings: Settings) -> None:
     """Serve sessions until SIGTERM or SIGINT."""
-    from infrascout_sessions import logs
+    from infrascout_sessions import event_loop, logs
     from infrascout_sessions.interceptors.access_log import AccessLogError
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
@@ -104,7 +104,7 @@ def serve(settings: Settings) -> None:
             arguments = _without_workers(sys.argv)
             code = asyncio.run(run_workers(settings.workers, settings.listen, arguments, ready))
             raise typer.Exit(code)
-        asyncio.run(serve_settings(settings, ready))
+        event_loop.run(serve_settings(settings, ready))
     except (ListenError, DatabaseSetupError, ExposureError, AccessLogError, WorkersError) as error:
         raise _fail(error) from None
 
