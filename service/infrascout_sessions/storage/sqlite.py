@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import chain
 from time import monotonic
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiosqlite
 import sqlalchemy as sa
@@ -43,7 +43,7 @@ _MAXIMUM_GROUP = 500
 _BUSY_TIMEOUT_SECONDS = 5
 _BUSY_PAUSE_SECONDS = 0.01
 
-_WRITER_CACHE_KIB = 8 * 1024
+WRITER_CACHE_KIB: Final = 8 * 1024
 # An INSERT of each number of rows up to this is a statement of its own, prepared once; a few
 # megabytes of them.
 _ROWS_AT_ONCE = 64
@@ -230,7 +230,7 @@ class SQLiteDatabase:
             (await connection.get_raw_connection()).driver_connection for connection in connections
         ]
         # A new session goes to random places of eight indexes.
-        await drivers[0].execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
+        await drivers[0].execute(f"PRAGMA cache_size = -{WRITER_CACHE_KIB}")
         return cls(engine, connections, drivers, clock, maximum_waiting, maximum_waiting_bytes)
 
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
