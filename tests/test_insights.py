@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import grpc
@@ -225,10 +226,11 @@ async def test_insights_can_be_listed_when_the_session_has_ended(client: Client)
     ("named", "first_missing"), [([3], 3), ([1, 7, 2, 5], 7), ([2**31 - 1], 2**31 - 1)]
 )
 async def test_executions_named_must_exist(
-    client: Client, named: list[int], first_missing: int
+    client: Client, clock: FrozenClock, named: list[int], first_missing: int
 ) -> None:
     session_id = await session_with_two_executions(client)
     before = await get_session(client, session_id)
+    clock.advance(1)
     answer = await refused(
         save_insight(client, session_id, execution_sequences=named),
         grpc.StatusCode.NOT_FOUND,
@@ -239,6 +241,32 @@ async def test_executions_named_must_exist(
     assert str(first_missing) in answer.message
     assert await list_insights(client, session_id) == []
     assert await get_session(client, session_id) == before
+
+
+async def test_a_refused_insight_leaves_nothing_beside_others_that_are_saved(
+    client: Client, clock: FrozenClock
+) -> None:
+    sessions = [await running_session(client, f"ag_{number}") for number in range(20)]
+    before = [await get_session(client, session_id) for session_id in sessions]
+    clock.advance(1)
+
+    async def save(number: int) -> None:
+        if number % 2:
+            await save_insight(client, sessions[number])
+        else:
+            await refused(
+                save_insight(client, sessions[number], execution_sequences=[1]),
+                grpc.StatusCode.NOT_FOUND,
+                "EXECUTION_NOT_FOUND",
+                session_id=sessions[number],
+                sequence="1",
+            )
+
+    await asyncio.gather(*map(save, range(20)))
+    for number, session_id in enumerate(sessions):
+        session = await get_session(client, session_id)
+        assert session.insight_count == number % 2
+        assert (session == before[number]) == (not number % 2)
 
 
 async def test_executions_of_another_session_do_not_count(client: Client) -> None:
