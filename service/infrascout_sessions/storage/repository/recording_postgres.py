@@ -4,6 +4,7 @@ It runs in AUTOCOMMIT and costs one round trip, whatever it records.
 """
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -87,7 +88,7 @@ def _values(item: NewExecution) -> tuple[Any, ...]:
 
 
 @statement
-def _record(dialect: DialectName) -> sa.Executable:
+def _record(_dialect: DialectName) -> sa.Executable:
     given = _given(_ITEM)
     item = sa.select(given).cte("item")
     added = (
@@ -145,7 +146,39 @@ def _record(dialect: DialectName) -> sa.Executable:
         .join(gate, gate.c.session_id == item.c.session_id)
         .cte("placed")
     )
-    new = placed.c
+    return _stored(placed, placed.c, placed.c.position)
+
+
+@statement
+def _record_one(_dialect: DialectName) -> sa.Executable:
+    """The same for one item, without all that deals out places among several."""
+    failed = sa.bindparam("exit_code", type_=_ITEM["exit_code"]).is_distinct_from(
+        sa.literal_column("0")
+    )
+    gate = (
+        sa.update(sessions)
+        .where(
+            sessions.c.session_id == sa.bindparam("session_id", type_=_ITEM["session_id"]),
+            sa.text("sessions.status = 'running'"),
+        )
+        .values(
+            execution_count=sessions.c.execution_count + sa.literal_column("1"),
+            failed_execution_count=sessions.c.failed_execution_count + sa.cast(failed, sa.Integer),
+            last_activity_time=server_time_after(sessions.c.last_activity_time),
+        )
+        .returning(
+            sessions.c.execution_count.label("sequence"),
+            sessions.c.last_activity_time.label("time"),
+        )
+        .cte("gate")
+    )
+    given = {name: sa.bindparam(name, type_=kind) for name, kind in _ITEM.items()}
+    new = SimpleNamespace(**given, sequence=gate.c.sequence, time=gate.c.time)
+    return _stored(gate, new, sa.literal_column("1"))
+
+
+def _stored(placed: sa.CTE, new: Any, position: sa.ColumnElement[int]) -> sa.Executable:
+    """Stores what has a place, with all that goes with it; `new` has its columns."""
     execution = {
         "session_id": new.session_id,
         "sequence": new.sequence,
@@ -172,27 +205,34 @@ def _record(dialect: DialectName) -> sa.Executable:
                 sa.literal_column(str(stream.value)),
                 sa.literal_column("0"),
                 data,
-            ).where(sa.func.octet_length(data) > sa.literal_column("0"))
+            )
+            .select_from(placed)
+            .where(sa.func.octet_length(data) > sa.literal_column("0"))
             for stream, data in (
                 (OutputStream.STDOUT, new.output),
                 (OutputStream.STDERR, new.error_output),
             )
         )
     )
-    repeatable = sa.select(
-        new.session_id,
-        new.rpc,
-        new.actor,
-        new.request_id,
-        new.digest,
-        sa.cast(new.sequence, sa.Text),
-    ).where(new.request_id.is_not(None))
-    recorders = sa.select(new.session_id, new.actor).distinct()
-    return sa.select(new.position, new.sequence, new.time).add_cte(
-        sa.insert(executions).from_select(list(execution), sa.select(*execution.values())).cte("e"),
+    repeatable = (
+        sa.select(
+            new.session_id,
+            new.rpc,
+            new.actor,
+            new.request_id,
+            new.digest,
+            sa.cast(new.sequence, sa.Text),
+        )
+        .select_from(placed)
+        .where(new.request_id.is_not(None))
+    )
+    recorders = sa.select(new.session_id, new.actor).select_from(placed).distinct()
+    executed = sa.select(*execution.values()).select_from(placed)
+    return sa.select(position, new.sequence, new.time).add_cte(
+        sa.insert(executions).from_select(list(execution), executed).cte("e"),
         sa.insert(outputs).from_select(list(outputs.c), chunks).cte("o"),
         sa.insert(requests).from_select(list(requests.c), repeatable).cte("r"),
-        insert_for[dialect](session_recorders)
+        insert_for["postgresql"](session_recorders)
         .from_select(list(session_recorders.c), recorders)
         .on_conflict_do_nothing()
         .cte("a"),
@@ -204,6 +244,10 @@ def place(connection: Connection, items: Sequence[NewExecution]) -> dict[int, tu
 
     Raises `UniqueViolationError` if one of them is a repeat, and then records none.
     """
+    if len(items) == 1:
+        values = dict(zip(_ITEM, _values(items[0]), strict=True))
+        row = connection.one(_record_one, **values)
+        return {} if row is None else {0: (row[1], row[2])}
     columns = zip(*(_values(item) for item in items), strict=True)
     arrays = {name: list(column) for name, column in zip(_ITEM, columns, strict=True)}
     placed = connection.all(_record, **arrays)
