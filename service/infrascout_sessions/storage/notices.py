@@ -20,7 +20,7 @@ _SEPARATOR: Final = " "
 _IDS_AT_ONCE: Final = 150
 # While there is no connection. The others find the rest by themselves.
 _MAXIMUM_KEPT: Final = 10_000
-_COLLECT_SECONDS: Final = 0.005
+_COLLECT_SECONDS: Final = 0.02
 _RECONNECT_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 5.0
 _POLL_WITHOUT_LISTENING_SECONDS: Final = 0.5
