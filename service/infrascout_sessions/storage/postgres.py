@@ -138,6 +138,24 @@ async def _keep_as_it_is(_connection: Any) -> None:
     """Instead of asyncpg's reset, which costs a round trip: nothing here changes a connection."""
 
 
+async def _connect_notices(dsn: str, timeout: float) -> Any:
+    connection = await asyncpg.connect(
+        dsn,
+        timeout=timeout,
+        # Without it, a connection that died unnoticed would be waited for for ever.
+        command_timeout=timeout,
+        server_settings={"application_name": "infrascout-sessions listener"},
+    )
+    try:
+        # A notice is no evidence: writes are not to wait for its fsync. Not among the settings of
+        # the start, of which pgbouncer takes a few only.
+        await connection.execute("SET synchronous_commit = off")
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
 def _dsn(url: sa.URL) -> str:
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
@@ -308,22 +326,7 @@ class PostgresDatabase:
             if settings.listen_database_url
             else (None if settings.pgbouncer else _dsn(url))
         )
-        notices = Notices(
-            None
-            if listen is None
-            # Without a time-out a connection that died unnoticed would be waited for for ever.
-            else partial(
-                asyncpg.connect,
-                listen,
-                timeout=timeout,
-                command_timeout=timeout,
-                server_settings={
-                    "application_name": "infrascout-sessions listener",
-                    # A notice is no evidence: writes are not to wait for its fsync.
-                    "synchronous_commit": "off",
-                },
-            )
-        )
+        notices = Notices(None if listen is None else partial(_connect_notices, listen, timeout))
         return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
 
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
