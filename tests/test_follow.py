@@ -213,6 +213,33 @@ async def test_the_seam_has_no_gap_and_no_repeat(database_url: str) -> None:
                 check_followed(await follower.end(), expected, stands)
 
 
+async def test_an_end_before_others_have_seen_the_beginning_comes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reading for all pauses; meanwhile one who came from the database saw it begin."""
+    for seconds in ("_SECONDS_PER_FOLLOWER", "_LONGEST_PAUSE"):
+        monkeypatch.setattr(f"infrascout_sessions.servicers.followers.{seconds}", 0.7)
+    async with serving(database_url) as client:
+        session_id = await running_session(client)
+        slow = Follower(client, session_id)
+        await record(client, session_id)
+        await slow.has(1)
+        await asyncio.sleep(1)
+        await record(client, session_id)
+        # From here on it pauses.
+        begun = await begin(client, session_id)
+        quick = Follower(client, session_id)
+        await quick.has(3)
+        await asyncio.sleep(0.1)
+        assert len(slow.received) == 1
+        await finish(client, session_id, begun.sequence, 0)
+        await submit(client, session_id)
+        stands = await final(client, session_id)
+        for follower in (quick, slow):
+            check_followed(await follower.end(), range(1, 4), stands)
+        assert [one.sequence for one in quick.received] == [1, 2, 3, 3]
+
+
 async def test_many_that_finish_at_once_come_all(database_url: str) -> None:
     async with serving(database_url) as client:
         session_id = await running_session(client)

@@ -55,6 +55,16 @@ class _Message(NamedTuple):
     unfinished: frozenset[int]
     data: bytes
 
+    def ends(self, awaited: set[int]) -> bool:
+        """Whether one of the awaited executions has finished in it.
+
+        It may have begun and finished between two looks: then no message of its own tells its end.
+        """
+        return any(
+            self.first <= sequence <= self.last and sequence not in self.unfinished
+            for sequence in awaited
+        )
+
 
 class _News(NamedTuple):
     status: Status
@@ -310,7 +320,7 @@ class Followers:
                         after = message.last
                         awaited |= message.unfinished
                         yield message.data
-                    elif message.last > after:
+                    elif message.last > after or message.ends(awaited):
                         break  # Some of it has been sent: the database has the others.
                     cursor += 1
         finally:
