@@ -65,7 +65,6 @@ def _transition(action: Action, *conditions: sa.ColumnElement[bool]) -> Statemen
                 sessions.c.session_id == sa.bindparam("session_id"),
                 sa.or_(*(sa.text(f"status = '{status.value}'") for status in sorted(sources))),
                 *conditions,
-                requests.NOT_MADE_BEFORE,
             )
             .values(_changes(action, sa.bindparam("text", type_=sa.Text), _ACTOR))
             .returning(*COLUMNS)
@@ -89,7 +88,9 @@ def _transition_of_several(action: Action) -> Statement:
     return Statement(build)
 
 
-_TRANSITIONS: Mapping[Action, Statement] = {action: _transition(action) for action in Action}
+_TRANSITIONS: Mapping[Action, Statement] = {
+    action: _transition(action, requests.NOT_MADE_BEFORE) for action in Action
+}
 _TRANSITIONS_OF_SEVERAL: Mapping[Action, Statement] = {
     action: _transition_of_several(action) for action in Action
 }
@@ -107,7 +108,9 @@ _INVOLVED: Mapping[str, sa.ColumnElement[bool]] = {
     "recorded": _HAS_RECORDED,
 }
 _COMPLETE_INDEPENDENTLY = _transition(
-    Action.COMPLETE, *(sa.not_(involved) for involved in _INVOLVED.values())
+    Action.COMPLETE,
+    requests.NOT_MADE_BEFORE,
+    *(sa.not_(involved) for involved in _INVOLVED.values()),
 )
 
 _IDLE = sessions.c.last_activity_time <= ServerTime() - sa.bindparam(
@@ -231,7 +234,6 @@ def interrupt_idle(
         idle_microseconds=idle_microseconds,
         text=reason,
         actor=str(actor),
-        **requests.of(None),
     )
     if row is None:
         return None
