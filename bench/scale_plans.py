@@ -58,7 +58,7 @@ def _statements(size: Size) -> dict[str, _Explained]:
         ("status", "after_time", "after_id"),
     )
     request = {"rpc": "RecordExecution", "actor": "service:local", "request_id": "no such"}
-    record = {
+    record: dict[str, list[Any]] = {
         "session_id": [running],
         "execution_id": ["exec_explained"],
         "command": ["true"],
@@ -118,7 +118,11 @@ def _statements(size: Size) -> dict[str, _Explained]:
         "any retry": _Explained(requests._select, {"session_id": ended, **request}),
         "idle": _Explained(transitions._select_idle, idle),
         "gate": _Explained(recording._gate, {"session_id": running, "added": 1, "failed": 0}),
-        "RecordExecution": _Explained(recording_postgres._record, record),
+        "RecordExecution": _Explained(
+            recording_postgres._record_one,
+            {name: values[0] for name, values in record.items()} | {"request_id": "by itself"},
+        ),
+        "RecordExecution, several": _Explained(recording_postgres._record, record),
     }
 
 

@@ -67,14 +67,13 @@ def _gate(_dialect: DialectName) -> sa.Executable:
 @statement
 def _gate_for_one(_dialect: DialectName) -> sa.Executable:
     """The gate of one execution, shut to a repeat; tells whether its actor has recorded before."""
+    # By parameters and not by the session: what a RETURNING names has no table on SQLite.
     recorder = sa.exists(
         sa.select(sa.literal_column("1"))
         .select_from(session_recorders)
         .where(
-            *(
-                session_recorders.c[name] == sa.bindparam(name, type_=sa.Text)
-                for name in ("session_id", "actor")
-            )
+            session_recorders.c.session_id == sa.bindparam("session_id"),
+            session_recorders.c.actor == sa.bindparam("actor"),
         )
     )
     return (
