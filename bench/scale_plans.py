@@ -120,7 +120,7 @@ def _statements(size: Size) -> dict[str, _Explained]:
         "gate": _Explained(recording._gate, {"session_id": running, "added": 1, "failed": 0}),
         "RecordExecution": _Explained(
             recording_postgres._record_one,
-            {name: values[0] for name, values in record.items()} | {"request_id": "by itself"},
+            {name: values[0] for name, values in record.items()},
         ),
         "RecordExecution, several": _Explained(recording_postgres._record, record),
     }
@@ -164,13 +164,12 @@ async def explain(connection: Any, size: Size, *, in_full: bool) -> None:
         await transaction.start()
         execute = f"EXECUTE explained{f'({arguments})' if arguments else ''}"
         try:
+            await connection.execute("SAVEPOINT again")
             for _ in range(2):  # what is read once is in the cache
                 found = await connection.fetchval(
                     f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {execute}"
                 )
-                await connection.execute("SAVEPOINT again")
-                if name == "RecordExecution":
-                    break
+                await connection.execute("ROLLBACK TO again")
             text = await connection.fetch(f"EXPLAIN {execute}") if in_full else []
         finally:
             await transaction.rollback()
