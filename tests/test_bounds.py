@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from callers import HUMAN, SERVICE, bearer, calling, make_token, make_tokens
+from callers import HUMAN, SERVICE, bearer, calling, collect_to_status, make_token, make_tokens
 from harness import (
     Client,
     failed,
@@ -93,7 +93,8 @@ async def test_calls_under_way_are_bounded(database_url: str, setting: str, quot
         async def requests() -> Any:
             yield pb.RecordExecutionsRequest(executions=[record_request(session_id)])
 
-        assert await _over(client.recording.RecordExecutions(requests()).read(), quota) > 0
+        recording = collect_to_status(lambda: client.recording.RecordExecutions(requests()))
+        assert await _over(recording, quota) > 0
         if quota == "streams_of_caller":
             await _list(client)
         else:

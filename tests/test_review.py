@@ -16,6 +16,7 @@ from callers import (
     HUMAN,
     SERVICE,
     calling,
+    collect_to_status,
     complete_session,
     make_token,
     make_tokens,
@@ -241,8 +242,8 @@ async def _record_many(world: _World, who: str) -> None:
     async def requests() -> AsyncIterator[pb.RecordExecutionsRequest]:
         yield pb.RecordExecutionsRequest(executions=[record_request(world.session_id)] * 2)
 
-    stream = world.clients[who].recording.RecordExecutions(requests())
-    [response] = await collect(stream)
+    recording = world.clients[who].recording
+    [response] = await collect_to_status(lambda: recording.RecordExecutions(requests()))
     if response.results[0].HasField("recorded"):
         world.involved.add(who)
 
