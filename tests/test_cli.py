@@ -27,8 +27,13 @@ from harness import (
 )
 from infrascout_sessions import __version__
 from infrascout_sessions.exposure import ExposureError
+from infrascout_sessions.models import system_clock
 from infrascout_sessions.server import ListenError, running
-from infrascout_sessions.storage.database import DatabaseSetupError, migrate_database
+from infrascout_sessions.storage.database import (
+    DatabaseSetupError,
+    migrate_database,
+    open_for_command,
+)
 
 
 def run(
@@ -155,6 +160,16 @@ async def test_a_database_that_cannot_be_used(folder: Path, url: str) -> None:
     assert "secret" not in str(serving.value)
     # Nothing was made in vain.
     assert files_in(folder) == before
+
+
+async def test_a_database_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infrascout_sessions.storage.postgres._FIRST_ANSWER_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+asyncpg://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+        for opening in (open_for_command(url, system_clock), running(settings_for(url))):
+            with pytest.raises(DatabaseSetupError, match="cannot be used: it did not answer in ti"):
+                async with asyncio.timeout(10), opening:
+                    pass
 
 
 @pytest.mark.parametrize("address", ADDRESSES)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -25,11 +26,14 @@ from harness import (
     record_request,
     running_session,
     save_insight,
+    settings_for,
     submit,
 )
 from infrascout.sessions.v1 import execution_pb2, session_pb2
 from infrascout.sessions.v1 import recording_service_pb2 as recording
 from infrascout.sessions.v1 import session_service_pb2 as sessions
+from infrascout_sessions.server import running
+from infrascout_sessions.storage.database import DatabaseSetupError
 from replicas import replicas, until
 
 pytestmark = pytest.mark.skipif(
@@ -46,20 +50,16 @@ def _user(host: object) -> str:
     return folder.owner() if folder.is_absolute() else "nobody"
 
 
-@pytest.fixture
-async def pooled_url(postgres_url: str, tmp_path: Path) -> AsyncIterator[str]:
-    """The URL of the same database through a pgbouncer of its own."""
-    url = sa.make_url(postgres_url)
-    # The part of a URL that says where, or of its query for a socket's folder.
-    host = url.query.get("host", url.host)
+@asynccontextmanager
+async def pooler(folder: Path, database: str, user: str = "nobody") -> AsyncIterator[int]:
+    """The port of a pgbouncer before a database, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = tmp_path / "pgbouncer.ini"
-    password = f" password={url.password}" if url.password else ""
+        port: int = free.getsockname()[1]
+    settings, log = folder / "pgbouncer.ini", folder / "pgbouncer.log"
     settings.write_text(
         f"""
 [databases]
-* = host={host} port={url.port or 5432} user={url.username}{password}
+* = {database}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
@@ -69,18 +69,30 @@ pool_mode = transaction
 default_pool_size = {POOL_SIZE}
 """
     )
-    with (tmp_path / "pgbouncer.log").open("w") as log:
+    with log.open("w") as output:
         process = await asyncio.create_subprocess_exec(
-            *("pgbouncer", *(["-u", _user(host)] if os.geteuid() == 0 else []), str(settings)),
-            stdout=log,
-            stderr=log,
+            *("pgbouncer", *(["-u", user] if os.geteuid() == 0 else []), str(settings)),
+            stdout=output,
+            stderr=output,
         )
     try:
-        await until(lambda: "process up" in (tmp_path / "pgbouncer.log").read_text(), 10)
-        yield f"postgresql+asyncpg://{url.username}@127.0.0.1:{port}/{url.database}"
+        await until(lambda: "process up" in log.read_text(), 10)
+        yield port
     finally:
         process.terminate()
         await process.wait()
+
+
+@pytest.fixture
+async def pooled_url(postgres_url: str, tmp_path: Path) -> AsyncIterator[str]:
+    """The URL of the same database through a pgbouncer of its own."""
+    url = sa.make_url(postgres_url)
+    # The part of a URL that says where, or of its query for a socket's folder.
+    host = url.query.get("host", url.host)
+    password = f" password={url.password}" if url.password else ""
+    database = f"host={host} port={url.port or 5432} user={url.username}{password}"
+    async with pooler(tmp_path, database, _user(host)) as port:
+        yield f"postgresql+asyncpg://{url.username}@127.0.0.1:{port}/{url.database}"
 
 
 async def assess(client: Client, other: Client, agent_id: str) -> None:
@@ -162,3 +174,15 @@ async def test_all_works_through_pgbouncer(
         assert len(arrivals) == count
         for replica in running:
             assert "INTERNAL" not in replica.service.log.read_text()
+
+
+async def test_a_pooler_that_reaches_no_database_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes the connection, and would let the first statement wait for two minutes."""
+    monkeypatch.setattr("infrascout_sessions.storage.postgres._FIRST_ANSWER_SECONDS", 1)
+    async with pooler(tmp_path, "host=127.0.0.1 port=1 user=nobody") as port:
+        url = f"postgresql+asyncpg://nobody@127.0.0.1:{port}/none"
+        with pytest.raises(DatabaseSetupError, match="cannot be used: it did not answer in time"):
+            async with asyncio.timeout(10), running(settings_for(url, pgbouncer=True)):
+                pass

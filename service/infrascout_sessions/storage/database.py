@@ -94,8 +94,9 @@ def _name(url: sa.URL) -> str:
     return str(_file(url)) if url.drivername == _SQLITE else url.render_as_string()
 
 
-def _reason(error: Exception) -> object:
-    return getattr(error, "orig", None) or error
+def _reason(error: BaseException | None) -> object:
+    cause = getattr(error, "orig", None) or error
+    return "it did not answer in time" if isinstance(cause, TimeoutError) else cause
 
 
 async def _migrate(engine: AsyncEngine, url: sa.URL, *, to_serve: bool = False) -> None:
@@ -279,7 +280,9 @@ async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> Async
     except postgres.UnsafeDurabilityError as error:
         raise DatabaseSetupError(str(error)) from error
     except DatabaseUnavailable as error:
-        raise DatabaseSetupError(f"{_name(url)} cannot be used: {error.__cause__}") from error
+        raise DatabaseSetupError(
+            f"{_name(url)} cannot be used: {_reason(error.__cause__)}"
+        ) from error
     try:
         yield database
     finally:

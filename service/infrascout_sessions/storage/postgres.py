@@ -46,6 +46,8 @@ _MAXIMUM_GROUP_BYTES: Final = 8 * 1024 * 1024
 _ATTEMPTS: Final = 3
 # How long a connection may go unused.
 _IDLE_SECONDS: Final = 300.0
+# For the first answer to who is about to migrate or to copy, which then takes as long as it takes.
+_FIRST_ANSWER_SECONDS: Final = 10.0
 
 # Another transaction was in the way, and is not any more.
 _TRY_AGAIN: Final = (
@@ -77,6 +79,20 @@ _UNAVAILABLE: Final = (
 )
 
 
+async def _connect_and_ask(*arguments: Any, **settings: Any) -> Any:
+    """A connection through which the database has answered: a pooler takes any.
+
+    Raises `TimeoutError`.
+    """
+    connection = await asyncpg.connect(*arguments, timeout=_FIRST_ANSWER_SECONDS, **settings)
+    try:
+        await connection.execute("SELECT 1", timeout=_FIRST_ANSWER_SECONDS)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
 def create_engine(url: sa.URL) -> AsyncEngine:
     """An engine for migrations; units of work use the driver's own pool."""
     return create_async_engine(
@@ -84,6 +100,7 @@ def create_engine(url: sa.URL) -> AsyncEngine:
         poolclass=NullPool,
         # Statements without a name: those of others are still there behind a pooler.
         connect_args={
+            "async_creator_fn": _connect_and_ask,
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
