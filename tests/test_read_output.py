@@ -271,19 +271,21 @@ async def test_64_mib_over_a_connection_that_is_cut(database_url: str, tmp_path:
         before = memory_bytes(service)
 
         # In by chunks; twice the connection is cut within one.
-        at = cuts = 0
+        at, asks, later = 0, False, [17 * MIB + 500_000]
         cable.cut_after(20 * MIB + 300_000)
         while at < len(whole):
             try:
+                if asks:
+                    at = (await get_execution(client, session_id, 1)).output.size_bytes
+                    asks = False
                 at = await append(client, session_id, 1, at, whole[at : at + MIB])
             except grpc.aio.AioRpcError as error:
                 await cut_off(error)
-                cuts += 1
-                if cuts == 1:  # the same chunk again, ...
-                    cable.cut_after(17 * MIB + 500_000)
+                if later:  # the same chunk again, ...
+                    cable.cut_after(later.pop())
                 else:  # ... or what the server says
-                    at = (await get_execution(client, session_id, 1)).output.size_bytes
-        assert cuts == 2
+                    asks = True
+        assert cable.cuts == 2
 
         # Not a byte more.
         for stream, offset in ((STDOUT, at), (STDERR, 0)):
@@ -319,9 +321,8 @@ async def test_64_mib_over_a_connection_that_is_cut(database_url: str, tmp_path:
                     received += response.data
             except grpc.aio.AioRpcError as error:
                 await cut_off(error)
-                cuts += 1
-                if cuts == 3:
+                if cable.cuts == 3:
                     cable.cut_after(30 * MIB, "out")
-        assert cuts == 4
+        assert cable.cuts == 4
         assert received == whole
         assert memory_bytes(service, "VmHWM") - before < 40 * MIB
