@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -18,17 +18,21 @@ from harness import (
     Client,
     get_session,
     list_executions,
+    record,
     record_request,
     running_session,
+    save_insight,
     service_process,
     submit,
 )
+from infrascout.sessions.v1 import recording_service_pb2 as recording
 from infrascout.sessions.v1 import session_service_pb2 as sessions
 from infrascout_sessions.client import SessionsClient
 from infrascout_sessions.client.errors import call_error
 from ledger import Ledger
 from own_postgres import MAXIMUM_CONNECTIONS, OwnPostgres, own_postgres
-from replicas import replicas, until
+from replicas import answer_to, replicas, until
+from streams import STDOUT, begin
 
 SERVING, NOT_SERVING = (
     health_pb2.HealthCheckResponse.SERVING,
@@ -259,3 +263,119 @@ async def test_a_database_that_may_lose_what_it_acknowledges_is_refused(
             pass
     finally:
         await own.run(restore, "SELECT pg_reload_conf()")
+
+
+async def test_writes_whose_callers_have_gone_still_count(own: OwnPostgres, tmp_path: Path) -> None:
+    """They hold what they write until PostgreSQL has answered, or has not in time."""
+    url = await own.new_database()
+    arguments = ("--maximum-waiting-writes", "20")
+    async with replicas(url, tmp_path, *arguments, count=1) as [replica]:
+        client = replica.client
+        session_id = await running_session(client)
+        sequence = (await begin(client, session_id)).sequence
+        request = recording.AppendOutputRequest(
+            session_id=session_id, sequence=sequence, stream=STDOUT, data=b"x"
+        )
+        locking = await asyncpg.connect(url.replace("+asyncpg", ""))
+        await locking.execute("BEGIN; SELECT FROM sessions FOR UPDATE")
+
+        async def wave() -> list[Any]:
+            calls = (client.recording.AppendOutput(request, timeout=0.3) for _ in range(15))
+            return await asyncio.gather(*map(answer_to, calls))
+
+        assert await wave() == ["DEADLINE_EXCEEDED"] * 15
+        assert (await wave()).count("OVERLOADED") == 10
+        assert await wave() == ["OVERLOADED"] * 15
+        await locking.close()
+
+        async def appended() -> bool:
+            return not isinstance(await answer_to(client.recording.AppendOutput(request)), str)
+
+        await until(appended, 5)
+
+
+class _Detour:
+    """A way to PostgreSQL on which connections can lose each other without a word."""
+
+    def __init__(self, own: OwnPostgres) -> None:
+        self._socket = f"{own.folder}/.s.PGSQL.5432"
+        self._open = [asyncio.Event()]
+        self._open[0].set()
+
+    def lose(self) -> None:
+        """Let nothing through any more on the connections that there are."""
+        self._open[-1].clear()
+        self._open.append(asyncio.Event())
+        self._open[-1].set()
+
+    def end(self) -> None:
+        """Let all through, so that all ends."""
+        for event in self._open:
+            event.set()
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take a connection of a client."""
+        is_open = self._open[-1]
+        to_reader, to_writer = await asyncio.open_unix_connection(self._socket)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with suppress(OSError):
+                while data := await source.read(65_536):
+                    await is_open.wait()
+                    target.write(data)
+                await is_open.wait()
+                target.close()
+
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+
+
+async def test_who_finds_a_connection_dead_finds_it_out_for_all(
+    own: OwnPostgres, tmp_path: Path
+) -> None:
+    """After a failover by DNS, say, where new connections work and old ones are never closed."""
+    url = await own.new_database()
+    detour = _Detour(own)
+    server = await asyncio.start_server(detour.connect, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    through = url.partition("?")[0].replace("@/", f"@127.0.0.1:{port}/")
+    async with replicas(through, tmp_path, "--database-timeout", "1", count=1) as [replica]:
+        client = replica.client
+        session_ids = [await running_session(client, f"ag_{n}") for n in range(10)]
+        # As many at once as there are connections.
+        locking = await asyncpg.connect(url.replace("+asyncpg", ""))
+        await locking.execute("BEGIN; SELECT FROM sessions FOR UPDATE")
+        saving = asyncio.gather(*(save_insight(client, each) for each in session_ids))
+        await asyncio.sleep(0.5)
+        await locking.close()
+        await saving
+
+        detour.lose()
+        lost = monotonic()
+
+        async def recorded() -> bool:
+            answer = await answer_to(record(client, session_ids[0]))
+            assert answer == "DATABASE_UNAVAILABLE" or not isinstance(answer, str)
+            return not isinstance(answer, str)
+
+        await until(recorded, 30)
+        # One time-out of a statement, and what else was under way.
+        assert monotonic() - lost < 6
+        detour.end()
+    server.close()
+
+
+async def test_a_stop_while_the_database_does_not_answer_is_a_stop(
+    own: OwnPostgres, tmp_path: Path
+) -> None:
+    url = await own.new_database()
+    arguments = ("--database-timeout", "1")
+    async with replicas(url, tmp_path, *arguments, count=1) as [replica]:
+        await running_session(replica.client)
+        await asyncio.to_thread(own.do, "freeze")
+        try:
+            replica.service.process.terminate()
+            async with asyncio.timeout(20):
+                assert await replica.service.process.wait() == 0
+        finally:
+            await asyncio.to_thread(own.do, "thaw")
+        assert "Traceback" not in replica.service.log.read_text()

@@ -37,7 +37,7 @@ def parsed(url: str) -> sa.URL:
     """The URL, if it names a database that can be used. Raises `DatabaseSetupError`."""
     try:
         result = sa.make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise DatabaseSetupError(
             "the database URL is not one: write it like sqlite+aiosqlite:///data/sessions.db"
         ) from error
@@ -234,7 +234,8 @@ def open_database(settings: Settings, clock: Clock) -> AbstractAsyncContextManag
 @contextmanager
 def _sole_use(url: sa.URL) -> Iterator[None]:
     """Hold the lock of an SQLite file. Raises `DatabaseSetupError`."""
-    lock = FileLock(f"{url.database}.lock")
+    # One lock, by whatever link the file is reached.
+    lock = FileLock(f"{_file(url).resolve()}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -277,7 +278,7 @@ async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> Async
         database = await postgres.PostgresDatabase.open(
             url, settings, None if clock is system_clock else clock
         )
-    except postgres.UnsafeDurabilityError as error:
+    except postgres.UnfitDatabaseError as error:
         raise DatabaseSetupError(str(error)) from error
     except DatabaseUnavailable as error:
         raise DatabaseSetupError(

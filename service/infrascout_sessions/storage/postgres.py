@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -38,6 +39,8 @@ from infrascout_sessions.storage.statement import (
     UniqueViolationError,
 )
 
+_log = structlog.get_logger()
+
 T = TypeVar("T")
 
 # What one statement takes with ease within the time-out.
@@ -48,13 +51,12 @@ _ATTEMPTS: Final = 3
 _IDLE_SECONDS: Final = 300.0
 # For the first answer to who is about to migrate or to copy, which then takes as long as it takes.
 _FIRST_ANSWER_SECONDS: Final = 10.0
+# How long what a reload of PostgreSQL's settings gives up may go unnoticed.
+_DURABILITY_INTERVAL_SECONDS: Final = 1.0
 
 # Another transaction was in the way, and is not any more.
-_TRY_AGAIN: Final = (
-    UniqueViolationError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-)
+_CONFLICT: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_TRY_AGAIN: Final = (UniqueViolationError, *_CONFLICT)
 
 # The server has not even said that it gives up, or what it said while it went came out of turn.
 _ABANDONED: Final = (TimeoutError, asyncpg.InternalClientError)
@@ -98,6 +100,9 @@ def create_engine(url: sa.URL) -> AsyncEngine:
     return create_async_engine(
         url,
         poolclass=NullPool,
+        # Whatever the database or the role has for a default: a migration that has waited for
+        # another one must see what that has done.
+        isolation_level="READ COMMITTED",
         # Statements without a name: those of others are still there behind a pooler.
         connect_args={
             "async_creator_fn": _connect_and_ask,
@@ -114,7 +119,7 @@ def _translated(error: Exception) -> Exception:
         return error
     if isinstance(error, _FULL):
         refusal: Refusal = StorageFull()
-    elif isinstance(error, _UNAVAILABLE):
+    elif isinstance(error, (*_UNAVAILABLE, UnsafeDurabilityError)):
         refusal = DatabaseUnavailable()
     else:
         if isinstance(error, asyncpg.PostgresError):
@@ -131,7 +136,11 @@ def _raise_translated(error: Exception) -> NoReturn:
     raise translated from translated.__cause__
 
 
-class UnsafeDurabilityError(Exception):
+class UnfitDatabaseError(Exception):
+    """The database answers, and cannot keep the record; the text says why and what to do."""
+
+
+class UnsafeDurabilityError(UnfitDatabaseError):
     """The database acknowledges what it may lose."""
 
     def __init__(self, settings: Sequence[str]) -> None:
@@ -141,14 +150,24 @@ class UnsafeDurabilityError(Exception):
         )
 
 
-async def _require_durability(pool: Any) -> None:
-    off = await pool.fetch(
-        "SELECT name FROM pg_settings"
-        " WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes') AND setting = 'off'"
-        " ORDER BY name"
+async def _require_durability(connection: Any) -> None:
+    """Raise `UnsafeDurabilityError`; each connection has settings of its role and its server."""
+    off = await connection.fetch(
+        "SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) name"
+        " WHERE current_setting(name) = 'off'"
     )
     if off:
         raise UnsafeDurabilityError([row[0] for row in off])
+
+
+async def _require_unicode(pool: Any) -> None:
+    """Raise `UnfitDatabaseError` unless the database takes every text that the contract does."""
+    encoding = await pool.fetchval("SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        raise UnfitDatabaseError(
+            f"the database has the encoding {encoding}, which lacks characters that commands and "
+            "findings may have: make one with ENCODING 'UTF8' TEMPLATE template0"
+        )
 
 
 async def _keep_as_it_is(_connection: Any) -> None:
@@ -274,6 +293,8 @@ class PostgresDatabase:
         patience_seconds: float,
         maximum_waiting: int,
         maximum_waiting_bytes: int = 64 * 1024 * 1024,
+        *,
+        requires_durability: bool = True,
     ) -> None:
         self._pool = pool
         self._notices = notices
@@ -294,10 +315,14 @@ class PostgresDatabase:
         self._closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         notices.listener = self._hear
+        self._unsafe: UnsafeDurabilityError | None = None
+        self._ending = asyncio.Event()
+        if requires_durability:
+            self._start(self._watch_durability())
 
     @classmethod
     async def open(cls, url: sa.URL, settings: Settings, clock: Clock | None) -> "PostgresDatabase":
-        """Connect; the tables must exist. Raises `UnsafeDurabilityError`, `DatabaseUnavailable`."""
+        """Connect; the tables must exist. Raises `UnfitDatabaseError`, `DatabaseUnavailable`."""
         timeout = settings.database_timeout_seconds
         milliseconds = str(round(timeout * 1000))
         pool = await asyncpg.create_pool(
@@ -309,6 +334,7 @@ class PostgresDatabase:
             timeout=timeout,
             # The server gives up before the client does.
             command_timeout=timeout + 1,
+            init=None if settings.allow_unsafe_durability else _require_durability,
             reset=_keep_as_it_is,
             # A pooler between transactions keeps no prepared statements and no settings.
             **(
@@ -322,6 +348,7 @@ class PostgresDatabase:
                         "statement_timeout": milliseconds,
                         "lock_timeout": milliseconds,
                         "idle_in_transaction_session_timeout": milliseconds,
+                        "default_transaction_isolation": "read committed",
                         # Plans are made once: a generic one is right for every statement here.
                         "plan_cache_mode": "force_generic_plan",
                         "jit": "off",
@@ -330,8 +357,7 @@ class PostgresDatabase:
             ),
         )
         try:
-            if not settings.allow_unsafe_durability:
-                await _require_durability(pool)
+            await _require_unicode(pool)
         except _UNAVAILABLE as error:
             await pool.close()
             raise DatabaseUnavailable from error
@@ -344,7 +370,14 @@ class PostgresDatabase:
             else (None if settings.pgbouncer else _dsn(url))
         )
         notices = Notices(None if listen is None else partial(_connect_notices, listen, timeout))
-        return cls(pool, notices, clock, timeout, settings.maximum_waiting_writes)
+        return cls(
+            pool,
+            notices,
+            clock,
+            timeout,
+            settings.maximum_waiting_writes,
+            requires_durability=not settings.allow_unsafe_durability,
+        )
 
     def on_commit(self, listener: Callable[[set[str]], None]) -> None:
         """Call `listener` with the ids of the sessions that a commit of any replica has changed."""
@@ -356,7 +389,7 @@ class PostgresDatabase:
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads; each statement sees what is committed by then."""
-        result: T = await self._shielded(self._read(work))
+        result: T = await self._shielded(self._start(self._read(work)))
         return result
 
     async def fetch(self, statement: Statement, /, **parameters: Any) -> Sequence[Row]:
@@ -374,11 +407,15 @@ class PostgresDatabase:
         self._admit(size_bytes)
         self._writes += 1
         self._waiting_bytes += size_bytes
-        try:
-            result: T = await self._shielded(self._write(work))
-        finally:
+        task = self._start(self._write(work))
+
+        def done(_task: object) -> None:
+            # And not before: it runs on, and holds its bytes, when its caller has gone.
             self._writes -= 1
             self._waiting_bytes -= size_bytes
+
+        task.add_done_callback(done)
+        result: T = await self._shielded(task)
         return result
 
     def write_items(
@@ -408,16 +445,21 @@ class PostgresDatabase:
     async def close(self) -> None:
         """Commit what waits, then close every connection."""
         self._closing = True
+        self._ending.set()
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._notices.close()
         while (raw := self._take_kept()) is not None:
             await self._pool.release(raw)
-        await self._pool.close()
+        # It has closed them all by then, whether the server answered or not.
+        with suppress(*_UNAVAILABLE):
+            await self._pool.close()
 
     def _admit(self, size_bytes: int) -> None:
         if self._closing:
             raise ShuttingDown
+        if self._unsafe is not None:
+            raise DatabaseUnavailable from self._unsafe
         if (
             len(self._waiting) + self._writes >= self._maximum_waiting
             or self._waiting_bytes + size_bytes > self._maximum_waiting_bytes
@@ -430,9 +472,8 @@ class PostgresDatabase:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _shielded(self, running: Any) -> Any:
+    async def _shielded(self, task: "asyncio.Task[Any]") -> Any:
         # A client that goes away must not leave a connection in the middle of something.
-        task = self._start(running)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -449,10 +490,44 @@ class PostgresDatabase:
             # After BEGIN or COMMIT; after any other statement it is closed, and not ours any more.
             with suppress(asyncpg.InterfaceError):
                 raw.terminate()
+            await self._expire()
         if error is not None or self._acquiring or self._closing:
-            await self._pool.release(raw)
+            # One that has expired is closed, which its other end may not answer.
+            with suppress(TimeoutError):
+                await self._pool.release(raw, timeout=self._patience_seconds)
         else:
             self._kept.append((raw, monotonic()))
+
+    async def _expire(self) -> None:
+        """Use no connection again that is open now: the way that one has lost, they may all have.
+
+        Else each would be found out by a caller who waits for it.
+        """
+        for kept, _ in self._kept:
+            with suppress(asyncpg.InterfaceError):
+                kept.terminate()
+        self._kept.clear()
+        await self._pool.expire_connections()
+
+    async def _watch_durability(self) -> None:
+        """Take no writes while PostgreSQL may lose them, by settings that were changed since."""
+        while not self._closing:
+            # To be cancelled would leave a connection in the middle of something.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DURABILITY_INTERVAL_SECONDS):
+                    await self._ending.wait()
+                    return
+            try:
+                async with _Use(self) as raw:
+                    await _require_durability(raw)
+            except UnsafeDurabilityError as error:
+                if self._unsafe is None:
+                    _log.error("no writes are taken", cause=str(error))
+                self._unsafe = error
+            except Exception:  # noqa: S112 - calls say that it is away
+                continue
+            else:
+                self._unsafe = None
 
     def _take_kept(self) -> Any | None:
         """The connection that was used last, unless it is closed or was idle for long."""
@@ -486,7 +561,7 @@ class PostgresDatabase:
             try:
                 async with _Use(self) as raw:
                     connection = PostgresConnection(raw, self._clock)
-                    async with raw.transaction():
+                    async with raw.transaction(isolation="read_committed"):
                         result = await greenlet_spawn(work, connection)
                 self._committed(connection.changed)
                 return result
@@ -537,12 +612,14 @@ class PostgresDatabase:
             if not waiting.future.done():
                 waiting.future.set_result([refusal] * len(waiting.items))
 
-    async def _outcomes(self, group: list[_Items]) -> Sequence[Any]:
+    async def _outcomes(self, group: list[_Items], again: int = _ATTEMPTS - 1) -> Sequence[Any]:
         work = group[0].work
         items = [item for waiting in group for item in waiting.items]
         try:
             return await self._attempt(work, items)
         except Exception as error:
+            if isinstance(error, _CONFLICT) and again > 0:
+                return await self._outcomes(group, again - 1)
             if len(items) == 1:
                 return [_translated(error)]
             fault = _translated(error)

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from infrascout_sessions.storage.copying.pages import Row
 from infrascout_sessions.storage.copying.progress import AGAIN, CopyError
+from infrascout_sessions.storage.migrations import WITHOUT_TIME_LIMITS
 from infrascout_sessions.storage.schema import metadata
 
 # Any number that nobody else locks; migrations have another.
@@ -26,6 +27,7 @@ async def hold_source(connection: AsyncConnection) -> None:
         return
     names = ", ".join(table.name for table in metadata.sorted_tables)
     try:
+        await connection.execute(WITHOUT_TIME_LIMITS, {"local": True})
         await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_PATIENCE}'"))
         await connection.execute(sa.text(f"LOCK TABLE {names} IN SHARE MODE"))
     except DBAPIError as error:
@@ -40,6 +42,7 @@ async def hold_target(connection: AsyncConnection) -> None:
         return
     try:
         async with connection.begin():
+            await connection.execute(WITHOUT_TIME_LIMITS, {"local": False})
             await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_PATIENCE}'"))
             await connection.execute(sa.select(sa.func.pg_advisory_lock(_LOCK)))
     except DBAPIError as error:

@@ -1,12 +1,19 @@
 """Brings a database to the revision this program knows, with Alembic."""
 
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+
+WITHOUT_TIME_LIMITS: Final = sa.text(
+    "SELECT set_config(name, '0', :local) FROM unnest(ARRAY["
+    "'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout']) name"
+)
+"""Lifts the limits that PostgreSQL has for a role: for a transaction (`local`) or for good."""
 
 # Any number that nobody else locks.
 _LOCK = 0x696E_6672_6173_0001
@@ -45,6 +52,7 @@ def migrate(connection: sa.Connection) -> None:
     Raises `DatabaseTooNewError`.
     """
     if connection.dialect.name == "postgresql":
+        connection.execute(WITHOUT_TIME_LIMITS, {"local": True})
         # Many replicas start at once: one migrates, the others wait and find it done.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
     config = configuration()
