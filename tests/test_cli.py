@@ -110,6 +110,10 @@ SERVE = ("serve", "--listen", "127.0.0.1:0")
 URLS = {
     "": "the database URL is not one",
     "nonsense": "the database URL is not one",
+    "postgresql+asyncpg://u:secret@127.0.0.1:x/db": "the database URL is not one",
+    "postgresql+asyncpg://u:secret@127.0.0.1:1/db": "postgresql+asyncpg://u:***@127.0.0.1:1/db ",
+    "postgresql+asyncpg://127.0.0.1:1/d?password=secret": "postgresql+asyncpg://127.0.0.1:1/d can",
+    "postgresql+asyncpg://127.0.0.1:1/d?sslmode=no": "postgresql+asyncpg://127.0.0.1:1/d?sslmode=no",
     "sqlite+aiosqlite://": "SQLite needs a plain file",
     "sqlite+aiosqlite:///:memory:": "SQLite needs a plain file",
     "sqlite+aiosqlite:///a.db?mode=memory": "SQLite needs a plain file",

@@ -267,6 +267,21 @@ async def test_a_second_server_on_an_sqlite_file_is_refused(
     assert "infrascout-sessions: another server uses " in said
 
 
+async def test_a_second_server_on_a_link_to_an_sqlite_file_is_refused(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(sqlite_url.removeprefix("sqlite+aiosqlite:///"))
+    said = await refused_beside(
+        sqlite_url,
+        tmp_path / "log",
+        listen="127.0.0.1:0",
+        other_url=f"sqlite+aiosqlite:///{link}",
+    )
+    assert "infrascout-sessions: another server uses " in said
+
+
 async def test_migrate_may_run_beside_a_server(database_url: str, tmp_path: Path) -> None:
     async with (
         service_process(database_url, tmp_path / "log") as service,

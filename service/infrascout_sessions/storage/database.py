@@ -56,8 +56,7 @@ def parsed(url: str) -> sa.URL:
 
 def shown(url: str) -> str:
     """A database as it may be printed: a path, or a URL without its password."""
-    address = parsed(url)
-    return str(_file(address)) if address.drivername == _SQLITE else address.render_as_string()
+    return _name(parsed(url))
 
 
 def require_replicas(url: str, option: str) -> None:
@@ -91,7 +90,10 @@ def _engine(url: sa.URL) -> AsyncEngine:
 
 
 def _name(url: sa.URL) -> str:
-    return str(_file(url)) if url.drivername == _SQLITE else url.render_as_string()
+    if url.drivername == _SQLITE:
+        return str(_file(url))
+    secret = [name for name in url.query if "password" in name]
+    return url.difference_update_query(secret).render_as_string()
 
 
 def _reason(error: BaseException | None) -> object:

@@ -81,12 +81,19 @@ _UNAVAILABLE: Final = (
 )
 
 
-async def _connect_and_ask(*arguments: Any, **settings: Any) -> Any:
+def _dsn(url: sa.URL) -> str:
+    """The URL as asyncpg reads it, with libpq's names for parameters."""
+    # SQLAlchemy's name for it.
+    query = {"sslmode" if name == "ssl" else name: value for name, value in url.query.items()}
+    return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
+
+
+async def _connect_and_ask(dsn: str) -> Any:
     """A connection through which the database has answered: a pooler takes any.
 
     Raises `TimeoutError`.
     """
-    connection = await asyncpg.connect(*arguments, timeout=_FIRST_ANSWER_SECONDS, **settings)
+    connection = await asyncpg.connect(dsn, timeout=_FIRST_ANSWER_SECONDS, statement_cache_size=0)
     try:
         await connection.execute("SELECT 1", timeout=_FIRST_ANSWER_SECONDS)
     except BaseException:
@@ -97,6 +104,7 @@ async def _connect_and_ask(*arguments: Any, **settings: Any) -> Any:
 
 def create_engine(url: sa.URL) -> AsyncEngine:
     """An engine for migrations; units of work use the driver's own pool."""
+    dsn = _dsn(url)
     return create_async_engine(
         url,
         poolclass=NullPool,
@@ -105,8 +113,8 @@ def create_engine(url: sa.URL) -> AsyncEngine:
         isolation_level="READ COMMITTED",
         # Statements without a name: those of others are still there behind a pooler.
         connect_args={
-            "async_creator_fn": _connect_and_ask,
-            "statement_cache_size": 0,
+            # With the URL as the driver reads it, so that both know the same parameters.
+            "async_creator_fn": lambda *_, **__: _connect_and_ask(dsn),
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
         },
@@ -192,8 +200,6 @@ async def _connect_notices(dsn: str, timeout: float) -> Any:
     return connection
 
 
-def _dsn(url: sa.URL) -> str:
-    return url.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 class PostgresConnection:
