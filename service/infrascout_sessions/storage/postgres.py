@@ -200,8 +200,6 @@ async def _connect_notices(dsn: str, timeout: float) -> Any:
     return connection
 
 
-
-
 class PostgresConnection:
     """A unit of work's connection; used in its greenlet only."""
 
