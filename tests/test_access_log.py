@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from structlog.testing import capture_logs
 
 from callers import HUMAN, SERVICE, bearer, calling, complete_session, make_token
 from harness import (
@@ -123,6 +124,35 @@ async def test_a_file_that_is_moved_away_is_made_anew(
         await register_agent(client, "ag_after")
     assert [line["agent_id"] for line in _lines(moved)] == ["ag_before"]
     assert [line["agent_id"] for line in _lines(log)] == ["ag_after"]
+
+
+async def test_a_folder_that_is_away_for_a_moment_costs_no_line(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, away = tmp_path / "logs", tmp_path / "away"
+    folder.mkdir()
+    log = folder / "access.log"
+    monkeypatch.setattr("infrascout_sessions.interceptors.access_log._LOOK_INTERVAL_SECONDS", 0)
+    async with serving(database_url, access_log=str(log)) as client:
+        for turn in range(2):
+            with capture_logs() as said:
+                folder.rename(away)
+                for number in range(3):
+                    await register_agent(client, f"ag_{turn}_away{number}")
+                away.rename(folder)
+                await register_agent(client, f"ag_{turn}_back")
+            # Once, and not with every look.
+            assert [line["cause"] for line in said if line["log_level"] == "error"] == [
+                f"[Errno 2] No such file or directory: '{log}'"
+            ]
+        # Another folder of the name, in the end: what was open has gone with the first one.
+        folder.rename(away)
+        await register_agent(client, "ag_late")
+        folder.mkdir()
+        await register_agent(client, "ag_anew")
+    expected = [f"ag_{turn}_{at}" for turn in (0, 1) for at in ("away0", "away1", "away2", "back")]
+    assert [line["agent_id"] for line in _lines(away / log.name)] == [*expected, "ag_late"]
+    assert [line["agent_id"] for line in _lines(log)] == ["ag_anew"]
 
 
 async def test_a_flood_of_bad_proofs_is_sampled(database_url: str, tmp_path: Path) -> None:

@@ -39,16 +39,17 @@ class AccessLog:
         self._identity: tuple[int, int] | None = None
         self._looked = monotonic()
         self._failing = False
+        self._left_behind = False
 
     def open(self) -> None:
-        """Open the file. Raises `OSError`."""
+        """Open the file, in place of one that is open, which stays if it raises `OSError`."""
         if self._path is not None:
             # Who read what is not everybody's to read.
-            self._file = open(  # noqa: SIM115 - open until the server stops
+            file = open(  # noqa: SIM115 - open until the server stops
                 self._path, "a", encoding="utf-8", opener=_opener
             )
-            found = self._path.stat()
-            self._identity = (found.st_dev, found.st_ino)
+            self.close()
+            self._file, self._identity = file, _identity(os.fstat(file.fileno()))
 
     def close(self) -> None:
         """Close the file."""
@@ -78,13 +79,29 @@ class AccessLog:
             return
         self._looked = monotonic()
         try:
-            found = self._path.stat()
-            same = (found.st_dev, found.st_ino) == self._identity
+            if not self._is_current(self._path):
+                self.open()
+        except OSError as error:
+            # Its folder may be back in a moment. Until then the old file has the lines.
+            if not self._left_behind:
+                self._left_behind = True
+                _log.error(
+                    "access log cannot be opened anew: lines go on into the file that was open; "
+                    "see that its folder is there and can be written",
+                    cause=str(error),
+                )
+        else:
+            self._left_behind = False
+
+    def _is_current(self, path: Path) -> bool:
+        try:
+            return _identity(path.stat()) == self._identity
         except FileNotFoundError:
-            same = False
-        if not same:
-            self.close()
-            self.open()
+            return False
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _opener(path: str, flags: int) -> int:
