@@ -13,9 +13,11 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from callers import SERVICE, bearer, make_token
 from commands import run as run_command
 from harness import (
     Client,
+    failed,
     get_session,
     list_executions,
     record,
@@ -23,12 +25,15 @@ from harness import (
     running_session,
     save_insight,
     service_process,
+    serving,
     submit,
 )
+from infrascout.sessions.v1 import agent_service_pb2 as agents_pb
 from infrascout.sessions.v1 import recording_service_pb2 as recording
 from infrascout.sessions.v1 import session_service_pb2 as sessions
 from infrascout_sessions.client import SessionsClient
 from infrascout_sessions.client.errors import call_error
+from infrascout_sessions.models import Role
 from ledger import Ledger
 from own_postgres import MAXIMUM_CONNECTIONS, OwnPostgres, own_postgres
 from replicas import answer_to, replicas, until
@@ -188,6 +193,34 @@ async def test_all_recovers_by_itself_when_the_database_returns(
         await ledger.verify(clients[0])
         await ledger.repeat(clients[1], entries)
         await ledger.verify(clients[0])
+
+
+async def test_nobody_is_blamed_for_a_proof_that_could_not_be_looked_at(own: OwnPostgres) -> None:
+    url = await own.new_database()
+    async with serving(url) as server:
+        token = await make_token(url, "assessor", SERVICE, Role.VIEWER)
+
+        async def ask(seconds: float) -> object:
+            return await server.agents.ListAgents(
+                agents_pb.ListAgentsRequest(), metadata=bearer(token), timeout=seconds
+            )
+
+        await asyncio.to_thread(own.do, "stop")
+        try:
+            for _ in range(30):
+                await _unavailable(ask(8))
+        finally:
+            await asyncio.to_thread(own.do, "start")
+        await asyncio.to_thread(own.do, "freeze")
+        try:
+            # Nor for one that it did not wait for.
+            for _ in range(30):
+                error = await failed(ask(0.1))
+                assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        finally:
+            await asyncio.to_thread(own.do, "thaw")
+        insistent = SessionsClient.of(server.channel, token=token, deadline_seconds=20)
+        await insistent.list_agents(agents_pb.ListAgentsRequest())
 
 
 async def _connections(url: str) -> AsyncIterator[Any]:

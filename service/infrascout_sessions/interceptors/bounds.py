@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Final, TypeVar
 
 from infrascout_sessions.config import Settings
 from infrascout_sessions.errors import QuotaExceeded
-from infrascout_sessions.models import Actor
+from infrascout_sessions.identity import InvalidProofError
+from infrascout_sessions.models import Actor, Principal
 
 _Key = TypeVar("_Key")
 
@@ -96,11 +98,25 @@ class FailedProofs:
         self._held_of: dict[str, int] = {}
         self._stopping = stopping
 
-    async def begin(self, peer: str) -> None:
-        """Before a proof is looked at: count it as failed until `succeeded` is told.
+    async def look(self, peer: str, find: Callable[[], Awaitable[Principal]]) -> Principal:
+        """Whom a look at a proof finds; while it goes on, it counts as one that has failed.
 
-        Raises `QuotaExceeded`, late, for a peer that has failed too often.
+        Raises what `find` does, and `QuotaExceeded`, late, for a peer that has failed too often.
         """
+        await self.count(peer)
+        try:
+            principal = await find()
+        except InvalidProofError:
+            raise
+        except BaseException:
+            # Whether it holds is not known: the database is away, or the caller is.
+            self._uncount(peer)
+            raise
+        self._uncount(peer)
+        return principal
+
+    async def count(self, peer: str) -> None:
+        """Count a proof that does not hold. Raises `QuotaExceeded` as `look` does."""
         now = monotonic()
         address = _address(peer)
         own, others = self._of_connection.left(peer, now), self._of_address.left(address, now)
@@ -112,8 +128,7 @@ class FailedProofs:
         await self._hold(peer)
         raise QuotaExceeded("failed_proofs")
 
-    def succeeded(self, peer: str) -> None:
-        """The proof holds."""
+    def _uncount(self, peer: str) -> None:
         now = monotonic()
         self._of_connection.change(peer, 1, now)
         self._of_address.change(_address(peer), 1, now)

@@ -65,7 +65,7 @@ class Proofs:
             digest = digest_of(secret)
             principal = bearers.recall(digest)
         except InvalidProofError as error:
-            await self._failed.begin(context.peer())
+            await self._failed.count(context.peer())
             _refuse(error)
         if principal is not None:
             return principal
@@ -76,18 +76,20 @@ class Proofs:
             try:
                 return await bearers.find(secret, digest)
             except InvalidProofError as error:
-                await self._failed.begin(peer)
+                await self._failed.count(peer)
                 _refuse(error)
-        await self._failed.begin(peer)
-        self._looking.add(digest)
+
+        async def find() -> Principal:
+            self._looking.add(digest)
+            try:
+                return await bearers.find(secret, digest)
+            finally:
+                self._looking.discard(digest)
+
         try:
-            principal = await bearers.find(secret, digest)
+            return await self._failed.look(peer, find)
         except InvalidProofError as error:
             _refuse(error)
-        finally:
-            self._looking.discard(digest)
-        self._failed.succeeded(peer)
-        return principal
 
     def digest(self, context: Any) -> bytes | None:
         """That of the bearer proof with a call that has been let in; None if it has none."""
