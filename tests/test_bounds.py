@@ -184,6 +184,73 @@ async def test_failed_proofs_of_a_connection(database_url: str) -> None:
         await refused(_list(bad, metadata=bearer("bad")), *NO_PROOF)
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:"])
+async def test_a_bad_caller_on_a_shared_connection_keeps_nobody_out(
+    database_url: str, tmp_path: Path, listen: str
+) -> None:
+    """Behind a proxy callers share a connection, and on a Unix socket they all look like one."""
+    names = [f"caller-{number}" for number in range(20)]
+    tokens = await make_tokens(database_url, [(name, SERVICE, [Role.VIEWER]) for name in names])
+    if listen == "unix:":
+        listen += str(tmp_path / "socket")
+    async with serving(database_url, listen=listen) as client:
+        address = client.address if listen == "127.0.0.1:0" else listen
+        async with calling(address) as shared:
+            bad = _made_up()
+            for _ in range(10):
+                await refused(_list(shared, metadata=bearer(bad)), *NO_PROOF)
+            held = [
+                asyncio.create_task(_over(_list(shared, metadata=bearer(each)), "failed_proofs"))
+                for each in [bad, "no token"] * 10
+            ]
+            await asyncio.sleep(0.3)
+            started = monotonic()
+            for token in tokens.values():
+                await _list(shared, metadata=bearer(token))
+            await asyncio.gather(*(_list(shared, metadata=bearer(t)) for t in tokens.values()))
+            assert monotonic() - started < 0.7
+            # What is bad waits all the same.
+            assert not any(call.done() for call in held)
+            for call in held:
+                call.cancel()
+            await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_made_up_proofs_are_bounded_by_their_address(database_url: str) -> None:
+    """Ever new ones, each of which might be somebody's."""
+    tokens = await make_tokens(
+        database_url, [(name, SERVICE, [Role.VIEWER]) for name in ("known", "new")]
+    )
+    async with (
+        serving(database_url, maximum_failed_proofs=10) as client,
+        calling(client.address) as bad,
+        calling(client.address) as other,
+    ):
+        await _list(bad, metadata=bearer(tokens["known"]))
+        calls = [
+            asyncio.create_task(failed(_list(bad, metadata=bearer(_made_up())))) for _ in range(80)
+        ]
+        await asyncio.sleep(0.5)
+        codes = [call.result().code() for call in calls if call.done()]
+        # 20 at once, and then no more than ten a second; those beyond are refused late.
+        assert set(codes) == {grpc.StatusCode.UNAUTHENTICATED}
+        assert 20 <= len(codes) <= 25
+        # Who is known notices nothing, and on another connection there is room for who is not.
+        await _list(bad, metadata=bearer(tokens["known"]))
+        await _list(other, metadata=bearer(tokens["new"]))
+        await asyncio.sleep(2)
+        codes = [call.result().code() for call in calls if call.done()]
+        assert 1 <= codes.count(EXHAUSTED) <= 4
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _made_up() -> str:
+    """What could be a token."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
 async def test_failed_proofs_of_an_address(database_url: str) -> None:
     token = await make_token(database_url, "known", HUMAN, Role.VIEWER)
     async with serving(database_url, maximum_failed_proofs=5) as client:
@@ -239,8 +306,12 @@ async def test_a_server_that_stops_does_not_wait_for_who_is_held(
 
 
 FLOOD = """
-import asyncio, sys
+import asyncio, secrets, sys
 import grpc
+
+def shown(token):
+    # "new" stands for another one each time that could be a token.
+    return sys.argv[3] + secrets.token_urlsafe(32) if token == "new" else token
 
 async def bad(address, token, at_once):
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
@@ -249,7 +320,7 @@ async def bad(address, token, at_once):
         async def ask():
             while True:
                 try:
-                    await call(b"", metadata=(("authorization", "Bearer " + token),))
+                    await call(b"", metadata=(("authorization", "Bearer " + shown(token)),))
                 except grpc.aio.AioRpcError:
                     pass
         await asyncio.gather(*(ask() for _ in range(at_once)))
@@ -257,7 +328,7 @@ async def bad(address, token, at_once):
 async def main(address, at_once, tokens):
     await asyncio.gather(*(bad(address, token, at_once) for token in tokens))
 
-asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[4:]))
 """
 
 
@@ -283,21 +354,23 @@ async def _let_in(newcomer: Client) -> None:
                 await asyncio.sleep(1)
 
 
-@pytest.mark.parametrize("at_once", [1, 16])
+@pytest.mark.parametrize(
+    ("at_once", "made_up"), [(1, False), (16, False), (16, True)], ids=["1", "16", "16-new"]
+)
 async def test_64_bad_callers_leave_a_good_one_a_third(
-    database_url: str, tmp_path: Path, at_once: int
+    database_url: str, tmp_path: Path, at_once: int, made_up: bool
 ) -> None:
     token = await make_token(database_url, "good", HUMAN, Role.VIEWER)
     late = await make_token(database_url, "late", HUMAN, Role.VIEWER)
     log = tmp_path / "log"
-    # Half of them show what could be a token, each another one.
-    shown = [PREFIX + secrets.token_urlsafe(32) if n % 2 else f"bad{n}" for n in range(64)]
+    # Half of them show what could be a token, each another one, or another one each time.
+    shown = [("new" if made_up else _made_up()) if n % 2 else f"bad{n}" for n in range(64)]
     async with (
         service_process(database_url, log) as server,
         calling(server.address, token) as good,
     ):
         flood = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", FLOOD, server.address, str(at_once), *shown
+            sys.executable, "-c", FLOOD, server.address, str(at_once), PREFIX, *shown
         )
         try:
             await asyncio.sleep(3)

@@ -19,7 +19,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from callers import bearer, calling, complete_session
-from harness import Client, record, refused, running_session, serving, settings_for, submit
+from harness import (
+    Client,
+    failed,
+    record,
+    refused,
+    running_session,
+    serving,
+    settings_for,
+    submit,
+)
 from infrascout.sessions.v1 import actor_pb2
 from infrascout.sessions.v1 import agent_service_pb2 as agents_pb
 from infrascout_sessions.exposure import ExposureError
@@ -270,6 +279,43 @@ async def test_made_up_keys_do_not_flood_the_issuer(database_url: str, issuer: I
         # Two documents each.
         assert issuer.requests - before <= 2 * 6
         await _list(client, issuer.token())
+
+
+async def test_bad_jwts_on_a_shared_connection_keep_no_good_one_out(
+    database_url: str, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that each call finds its JWT forgotten.
+    monkeypatch.setattr("infrascout_sessions.oidc._REMEMBERED_SECONDS", -1)
+    settings = {**issuer.settings, "maximum_failed_proofs": 20}
+    async with (
+        serving(database_url, **settings) as client,
+        calling(client.address) as shared,
+        asyncio.timeout(10),
+    ):
+
+        async def ask(token: str) -> object:
+            request = agents_pb.ListAgentsRequest()
+            return await shared.agents.ListAgents(request, metadata=bearer(token))
+
+        known = issuer.token(sub="known")
+        await ask(known)
+        bad = issuer.token(exp=1)
+        for _ in range(10):
+            await refused(ask(bad), *NO_PROOF)
+        # Each is renewed now and then, and new to the server.
+        for number in range(20):
+            await ask(issuer.token(sub=f"caller-{number}"))
+        # One that held before is looked at even where there is room for nothing new.
+        flood = [
+            asyncio.create_task(failed(ask(issuer.token(sub=f"bad-{number}", exp=1))))
+            for number in range(100)
+        ]
+        await until(lambda: sum(call.done() for call in flood) >= 25, 5)
+        for _ in range(5):
+            await ask(known)
+        for call in flood:
+            call.cancel()
+        await asyncio.gather(*flood, return_exceptions=True)
 
 
 async def test_known_keys_outlive_the_issuer(database_url: str, issuer: Issuer) -> None:

@@ -254,19 +254,29 @@ class JWTs:
     def recall(self, digest: bytes) -> Principal | None:
         """The caller whose JWT was verified not long ago."""
         known = self._remembered.get(digest)
-        if known is None:
-            return None
-        if known.until < time():
-            del self._remembered[digest]
-            return None
-        return known.principal
+        return None if known is None or known.until < time() else known.principal
 
-    def was_known(self, digest: bytes) -> bool:  # noqa: ARG002
-        """No: one that is not remembered is verified like any other."""
-        return False
+    def was_known(self, digest: bytes) -> bool:
+        """Whether it held when last verified, however long ago that is."""
+        return digest in self._remembered
 
     async def find(self, secret: str, digest: bytes) -> Principal:
         """The caller, by verifying the JWT. Raises `InvalidProofError`."""
+        try:
+            claims = await self._verified(secret)
+            principal = self._claims.principal(claims)
+        except InvalidProofError:
+            self._remembered.pop(digest, None)
+            raise
+        until = min(claims["exp"] + _LEEWAY_SECONDS, time() + _REMEMBERED_SECONDS)
+        self._remembered[digest] = _Remembered(principal, until)
+        self._remembered.move_to_end(digest)
+        if len(self._remembered) > _MAXIMUM_REMEMBERED:
+            self._remembered.popitem(last=False)
+        return principal
+
+    async def _verified(self, secret: str) -> dict[str, Any]:
+        """The claims of the JWT. Raises `InvalidProofError`."""
         try:
             header = jwt.get_unverified_header(secret)
             algorithm, key_id = header.get("alg"), header.get("kid")
@@ -275,7 +285,7 @@ class JWTs:
             key = await self._keys.get(key_id)
             if key is None or key.algorithm not in (None, algorithm):
                 raise InvalidProofError("a JWT of a key that the issuer does not have")
-            claims = jwt.decode(
+            return jwt.decode(
                 secret,
                 key.key,
                 algorithms=[algorithm],
@@ -287,12 +297,6 @@ class JWTs:
         except (jwt.PyJWTError, ValueError, TypeError) as error:
             # The library's text may hold a claim; its kind says enough.
             raise InvalidProofError(f"a JWT that does not hold: {type(error).__name__}") from None
-        principal = self._claims.principal(claims)
-        until = min(claims["exp"] + _LEEWAY_SECONDS, time() + _REMEMBERED_SECONDS)
-        self._remembered[digest] = _Remembered(principal, until)
-        if len(self._remembered) > _MAXIMUM_REMEMBERED:
-            self._remembered.popitem(last=False)
-        return principal
 
 
 def _check(settings: Settings) -> None:

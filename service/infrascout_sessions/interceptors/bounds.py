@@ -15,6 +15,7 @@ from infrascout_sessions.models import Actor, Principal
 _Key = TypeVar("_Key")
 
 _MAXIMUM_PEERS: Final = 10_000
+_MAXIMUM_BAD: Final = 10_000
 # One connection may fail about every other second for good, and some times at first.
 _FAILURES_OF_CONNECTION: Final = 0.5
 _BURST_OF_CONNECTION: Final = 10.0
@@ -80,8 +81,18 @@ class _Allowances:
         left, since = self._left.get(key, (self._burst, now))
         return min(self._burst, left + (now - since) * self._per_second)
 
-    def change(self, key: str, by: float, now: float) -> None:
-        """Take some, or give them back."""
+    def take(self, key: str, now: float, *, reserve: float = 0.0) -> bool:
+        """Take one, if there is one left beyond a reserve."""
+        if self.left(key, now) < 1 + reserve:
+            return False
+        self._change(key, -1, now)
+        return True
+
+    def give_back(self, key: str, now: float) -> None:
+        """Give back one that was taken."""
+        self._change(key, 1, now)
+
+    def _change(self, key: str, by: float, now: float) -> None:
         self._left[key] = (self.left(key, now) + by, now)
         self._left.move_to_end(key)
         if len(self._left) > _MAXIMUM_PEERS:
@@ -89,63 +100,93 @@ class _Allowances:
 
 
 class FailedProofs:
-    """Bounds how often the proofs from one connection, and from one address, may fail."""
+    """Bounds how often the proofs from one connection, and from one address, may fail.
+
+    Many callers may share a connection, behind a proxy or on a Unix socket. So a connection's bound
+    holds up only what is known to be bad; a proof that is new here needs room within the bound of
+    its address alone.
+    """
 
     def __init__(self, failures_per_second: float, stopping: asyncio.Event) -> None:
         self._of_connection = _Allowances(_FAILURES_OF_CONNECTION, _BURST_OF_CONNECTION)
-        self._of_address = _Allowances(failures_per_second, failures_per_second * _BURST_SECONDS)
+        burst = failures_per_second * _BURST_SECONDS
+        self._of_address = _Allowances(failures_per_second, burst)
+        # A connection on which much fails leaves so many to the others of its address.
+        self._reserve = burst / 2
+        # Digests of proofs that did not hold, those shown last at the end.
+        self._bad: OrderedDict[bytes, None] = OrderedDict()
         self._held = 0
-        self._held_of: dict[str, int] = {}
+        self._held_of: dict[tuple[str, bool], int] = {}
         self._stopping = stopping
 
-    async def look(self, peer: str, find: Callable[[], Awaitable[Principal]]) -> Principal:
+    async def look(
+        self, peer: str, digest: bytes, find: Callable[[], Awaitable[Principal]]
+    ) -> Principal:
         """Whom a look at a proof finds; while it goes on, it counts as one that has failed.
 
-        Raises what `find` does, and `QuotaExceeded`, late, for a peer that has failed too often.
+        Raises what `find` does, and `QuotaExceeded`, late, where too many have failed.
         """
-        await self.count(peer)
+        new = digest not in self._bad
+        if not new:
+            self._bad.move_to_end(digest)
+        own = await self._count(peer, new=new)
         try:
             principal = await find()
         except InvalidProofError:
+            self._note_bad(digest)
             raise
         except BaseException:
             # Whether it holds is not known: the database is away, or the caller is.
-            self._uncount(peer)
+            self._uncount(peer, own=own)
             raise
-        self._uncount(peer)
+        self._uncount(peer, own=own)
+        # A JWT may have failed only because its issuer was away.
+        self._bad.pop(digest, None)
         return principal
 
     async def count(self, peer: str) -> None:
-        """Count a proof that does not hold. Raises `QuotaExceeded` as `look` does."""
+        """Count a proof that is known to be bad. Raises `QuotaExceeded` as `look` does."""
+        await self._count(peer, new=False)
+
+    async def _count(self, peer: str, *, new: bool) -> bool:
+        """Count a proof, and say whether it was within its connection's own bound."""
         now = monotonic()
-        address = _address(peer)
-        own, others = self._of_connection.left(peer, now), self._of_address.left(address, now)
-        if own >= 1:
-            self._of_connection.change(peer, -1, now)
-        if own >= 1 and others >= 1:
-            self._of_address.change(address, -1, now)
-            return
-        await self._hold(peer)
+        own = self._of_connection.take(peer, now)
+        if (own or new) and self._of_address.take(
+            _address(peer), now, reserve=0.0 if own else self._reserve
+        ):
+            return own
+        await self._hold(peer, new=new)
         raise QuotaExceeded("failed_proofs")
 
-    def _uncount(self, peer: str) -> None:
+    def _uncount(self, peer: str, *, own: bool) -> None:
         now = monotonic()
-        self._of_connection.change(peer, 1, now)
-        self._of_address.change(_address(peer), 1, now)
+        self._of_address.give_back(_address(peer), now)
+        if own:
+            self._of_connection.give_back(peer, now)
 
-    async def _hold(self, peer: str) -> None:
-        """Wait until those before it on the connection have been answered, or the server stops."""
+    def _note_bad(self, digest: bytes) -> None:
+        self._bad[digest] = None
+        if len(self._bad) > _MAXIMUM_BAD:
+            self._bad.popitem(last=False)
+
+    async def _hold(self, peer: str, *, new: bool) -> None:
+        """Wait until those before it on the connection have been answered, or the server stops.
+
+        New proofs and bad ones are two queues: neither waits for the other.
+        """
         if self._held >= _MAXIMUM_HELD:
             return
         self._held += 1
-        turn = self._held_of[peer] = self._held_of.get(peer, 0) + 1
+        queue = (peer, new)
+        turn = self._held_of[queue] = self._held_of.get(queue, 0) + 1
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(turn * _HOLD_SECONDS, _LONGEST_HOLD_SECONDS)):
                     await self._stopping.wait()
         finally:
             self._held -= 1
-            _one_less(self._held_of, peer)
+            _one_less(self._held_of, queue)
 
 
 def _address(peer: str) -> str:

@@ -87,7 +87,7 @@ class Proofs:
                 self._looking.discard(digest)
 
         try:
-            return await self._failed.look(peer, find)
+            return await self._failed.look(peer, digest, find)
         except InvalidProofError as error:
             _refuse(error)
 
