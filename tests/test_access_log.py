@@ -113,6 +113,37 @@ async def test_a_stream_of_records_names_its_sessions(database_url: str, tmp_pat
     assert {line["subject"] for line in lines} == {"tool"}
 
 
+async def test_what_has_not_the_form_of_an_id_is_in_no_log(
+    database_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "access.log"
+    async with serving(database_url, access_log=str(log)) as client:
+        session_id = await running_session(client)
+        with capture_logs() as said:
+            for no_id in ("mysql -p s3cret", "s3cret" * 100_000):
+
+                async def requests(no_id: str = no_id) -> Any:
+                    yield pb.RecordExecutionsRequest(
+                        executions=[record_request(each) for each in (session_id, no_id)]
+                    )
+
+                assert (await failed(register_agent(client, no_id))).code() is _INVALID
+                assert (await failed(get_session(client, no_id))).code() is _INVALID
+                assert (await failed(list_executions(client, no_id))).code() is _INVALID
+                await collect(client.recording.RecordExecutions(requests()))
+            # The last line is written once its call is answered.
+            await get_session(client, session_id)
+    assert "s3cret" not in log.read_text()
+    assert "s3cret" not in json.dumps(said, default=str)
+    assert len(said) >= 8
+    assert [line["session_ids"] for line in _lines(log, "/RecordExecutions") if line["result"]] == [
+        [session_id]
+    ] * 2
+
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_file_that_is_moved_away_is_made_anew(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,10 +19,12 @@ from infrascout_sessions.interceptors.access import role_of
 from infrascout_sessions.interceptors.guard import Guard, Passage
 from infrascout_sessions.interceptors.metrics import of_method
 from infrascout_sessions.messages.refusals import INTERNAL, answer_to, status_of
+from infrascout_sessions.messages.rules import is_id
 
 _log = structlog.get_logger()
 
-# Named in the log line where the request has them.
+# Named in the log line where the request has them, in the form that ids have: it is not checked by
+# then, and anything may be in it.
 _IDS = ("session_id", "agent_id", "sequence")
 # Sessions named in one line of a stream of records.
 _MAXIMUM_SESSIONS: Final = 100
@@ -128,7 +130,7 @@ class _Call:
         request = self.method.parsed(data)
         for name in self.method.ids:
             value = getattr(request, name)
-            if value:
+            if value and (not isinstance(value, str) or is_id(value)):
                 self.ids[name] = value
         if self.method.streams:
             # Its last line may be hours away.
@@ -138,9 +140,8 @@ class _Call:
     def batch(self, data: bytes) -> Message:
         """One of several requests, each of which may be of several sessions."""
         request: Any = self.method.parsed(data)
-        self.sessions.update(
-            [execution.session_id for execution in getattr(request, "executions", ())]
-        )
+        named = {execution.session_id for execution in getattr(request, "executions", ())}
+        self.sessions.update(filter(is_id, named))
         if len(self.sessions) > _MAXIMUM_SESSIONS:
             self.passage.note(self.method.path, None, session_ids=sorted(self.sessions))
             self.sessions.clear()

@@ -112,8 +112,10 @@ def _chunk(field: str, value: bytes) -> Sequence[Violation]:
     return (Violation(field, f"has {size:,} bytes: at most {MAXIMUM_CHUNK_BYTES:,} are allowed"),)
 
 
-_ID = _pattern(r"[A-Za-z0-9._:-]{1,128}", "1 to 128 of A-Z a-z 0-9 . _ : -")
-_ID_FILTER = _pattern(r"[A-Za-z0-9._:-]{1,128}", "1 to 128 of A-Z a-z 0-9 . _ : -", required=False)
+_ID_FORM: Final = r"[A-Za-z0-9._:-]{1,128}"
+_ID_DESCRIPTION: Final = "1 to 128 of A-Z a-z 0-9 . _ : -"
+_ID = _pattern(_ID_FORM, _ID_DESCRIPTION)
+_ID_FILTER = _pattern(_ID_FORM, _ID_DESCRIPTION, required=False)
 _CAPABILITY = _pattern(
     r"[a-z][a-z0-9_]{0,63}", "a lower-case letter and up to 63 of a-z 0-9 _, as in shell"
 )
@@ -286,6 +288,14 @@ _PLANS: Final = {
     kind: (attrgetter(*(field for field, _ in rules), "DESCRIPTOR"), rules)
     for kind, rules in _RULES.items()
 }
+
+
+_matches_id = re.compile(_ID_FORM).fullmatch
+
+
+def is_id(value: str) -> bool:
+    """Whether it has the form that the rules ask of the id of a session or an agent."""
+    return _matches_id(value) is not None
 
 
 def violations(request: Message) -> list[Violation]:
