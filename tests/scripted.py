@@ -40,6 +40,12 @@ class Script(grpc.GenericRpcHandler):
             async for message in step(request)(request, context):
                 yield message
 
+        async def both(requests: Any, context: Any) -> Any:
+            async for request in requests:
+                yield await step(request)(request, context)
+
+        if method == "RecordExecutions":
+            return grpc.stream_stream_rpc_method_handler(both)
         if method in _STREAMS:
             return grpc.unary_stream_rpc_method_handler(streamed)
         return grpc.unary_unary_rpc_method_handler(unary)

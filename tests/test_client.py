@@ -36,6 +36,8 @@ from infrascout.sessions.v1.recording_service_pb2 import (
     AppendOutputRequest,
     BeginExecutionRequest,
     FinishExecutionRequest,
+    RecordExecutionsRequest,
+    RecordExecutionsResponse,
     SaveInsightRequest,
 )
 from infrascout.sessions.v1.session_pb2 import (
@@ -257,6 +259,98 @@ async def test_unavailable_is_repeated_with_the_same_request_id_after_the_delay_
         assert len(script.calls) == 3
         assert len(requests) == 1
         assert StartSessionRequest.FromString(requests.pop()).request_id
+
+
+def _batch(*refusals: str) -> Handler:
+    """Answers a batch: an item each, refused as unavailable for a reason, or recorded."""
+    response = RecordExecutionsResponse()
+    for sequence, reason in enumerate(refusals, 1):
+        result = response.results.add()
+        if reason:
+            result.refusal.code = UNAVAILABLE.value[0]
+            result.refusal.message = reason
+        else:
+            result.recorded.sequence = sequence
+    return answering(response)
+
+
+async def test_what_is_unavailable_in_a_batch_is_repeated_with_it() -> None:
+    requests = [record_request("s", command=f"c{number}") for number in range(2)]
+    async with scripted_client(
+        _batch("", "overloaded"), refusing(UNAVAILABLE), _batch("away", ""), _batch("", "")
+    ) as (sessions, script):
+        results = [result async for result in sessions.record_executions(requests)]
+        assert [result.recorded.sequence for result in results] == [1, 2]
+        assert len(script.calls) == 4
+        sent = {request for _, request, _ in script.calls}
+        assert len(sent) == 1
+        batch = RecordExecutionsRequest.FromString(sent.pop())
+        assert len({request.request_id for request in batch.executions} - {""}) == 2
+
+
+async def test_what_stays_unavailable_in_a_batch_is_a_result_at_the_deadline() -> None:
+    requests = [record_request("s", command=f"c{number}") for number in range(2)]
+    async with scripted_client(_batch("", "away"), deadline_seconds=1) as (sessions, script):
+        began = time.monotonic()
+        results = [result async for result in sessions.record_executions(requests)]
+        assert 0.2 < time.monotonic() - began < 2
+        assert [result.WhichOneof("result") for result in results] == ["recorded", "refusal"]
+        assert results[1].refusal.message == "away"
+        assert len(script.calls) > 2
+
+
+async def test_a_batch_whose_repeat_is_not_answered_is_given_back() -> None:
+    requests = [record_request("s", command=f"c{number}") for number in range(2)]
+    async with scripted_client(
+        _batch("", "away"), refusing(UNAVAILABLE, "SHUTTING_DOWN", 30), deadline_seconds=1
+    ) as (sessions, script):
+        error = await error_of(anext(sessions.record_executions(requests)))
+        assert error.reason == "SHUTTING_DOWN"
+        sent = RecordExecutionsRequest.FromString(script.calls[0][1])
+        assert list(error.requests) == list(sent.executions)
+
+
+async def test_what_was_not_answered_is_sent_again_with_one_effect(
+    database_url: str, tmp_path: Path
+) -> None:
+    commands = [f"c{number}" for number in range(1200)]
+    answered: list[str] = []
+
+    async def send(sessions: SessionsClient, requests: Any, until: int = 10_000) -> None:
+        async for result in sessions.record_executions(requests):
+            assert result.recorded.sequence
+            answered.append(result.request_id)
+            if len(answered) == until:
+                await server.kill()
+
+    async with (
+        service_process(database_url, tmp_path / "log") as server,
+        sessions_client(server.address, deadline_seconds=3) as sessions,
+    ):
+        session_id = await _running(sessions)
+        requests = (record_request(session_id, command=command) for command in commands)
+        error = await error_of(send(sessions, requests, 500))
+    assert error.unanswered
+    # The one that did not fit into the batch, too.
+    assert len(error.requests) == 501
+    assert [request.command for request in error.requests] == commands[500:1001]
+    async with (
+        service_process(database_url, tmp_path / "log") as server,
+        sessions_client(server.address) as sessions,
+    ):
+        # However often.
+        await send(sessions, error.requests)
+        await send(sessions, error.requests)
+        await send(sessions, requests)
+        assert len(set(answered)) == 1200
+        listed = sessions.list_executions(ListExecutionsRequest(session_id=session_id))
+        assert [execution.command async for execution in listed] == commands
+
+
+async def _running(sessions: SessionsClient) -> str:
+    await sessions.register_agent(RegisterAgentRequest(agent_id="ag_1", hostname="web-1"))
+    started = StartSessionRequest(agent_id="ag_1", playbook="p")
+    return (await sessions.start_session(started)).session_id
 
 
 async def test_a_delay_beyond_the_deadline_is_not_waited_for() -> None:

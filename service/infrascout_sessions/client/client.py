@@ -164,7 +164,11 @@ class SessionsClient:
     def record_executions(
         self, requests: Iterable[recording_service.RecordExecutionRequest]
     ) -> AsyncGenerator[recording_service.RecordExecutionsResult, None]:
-        """Record many, in order; a refused one is a result, and stops no other."""
+        """Record many, in order; a refused one is a result, and stops no other.
+
+        One that is refused as unavailable is a result only once the deadline of its batch has
+        come. The `requests` of a `CallError` are what to send again.
+        """
         return batches.record(
             self.stubs.recording,
             (identified(request) for request in requests),

@@ -7,6 +7,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from infrascout.sessions.v1.recording_service_pb2 import RecordExecutionRequest
+
 DOMAIN: Final = "sessions.infrascout"
 _DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -28,6 +30,9 @@ class CallError(Exception):
     """When to try again, where the server says so."""
     request_id: str = ""
     """Of a write: what to repeat it with, to learn what became of it."""
+    requests: tuple[RecordExecutionRequest, ...] = ()
+    """Of `record_executions`: those taken out of what the caller gave and not answered, each with
+    its `request_id`. To be sent again, and nothing is recorded twice; then what is left."""
 
     def __str__(self) -> str:
         return f"{self.code.name}{f' {self.reason}' if self.reason else ''}: {self.message}"

@@ -52,9 +52,12 @@ async def repeated(
             return await attempt(max(ends - now(), 0.001))
         except grpc.aio.AioRpcError as raised:
             error = call_error(raised, request_id)
-            pause = _pause_seconds(error, failures)
-            if error.code is not grpc.StatusCode.UNAVAILABLE or now() + pause >= ends:
-                raise error from raised
+            error.__cause__ = raised
+        except CallError as raised:
+            error = raised
+        pause = _pause_seconds(error, failures)
+        if error.code is not grpc.StatusCode.UNAVAILABLE or now() + pause >= ends:
+            raise error
         failures += 1
         await asyncio.sleep(pause)
 
