@@ -1,3 +1,4 @@
+import asyncio
 from typing import Any
 
 import grpc
@@ -7,6 +8,7 @@ from prometheus_client import REGISTRY
 
 from harness import Client, connected, failed, serving, settings_for
 from infrascout_sessions.server import running
+from infrascout_sessions.storage.repository.health import ask
 
 SERVICES = [
     "",
@@ -64,6 +66,35 @@ async def test_watch_says_serving_until_the_server_stops(database_url: str, serv
             if len(seen) == 1:
                 await server.__aexit__(None, None, None)
     assert seen == [HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING]
+
+
+async def test_who_watches_shares_the_question_and_each_check_asks_anew(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def counted(connection: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return ask(connection)
+
+    monkeypatch.setattr("infrascout_sessions.health.ask", counted)
+    async with serving(database_url) as client:
+        streams = [watch(client, "") for _ in range(100)]
+        for stream in streams:
+            assert (await stream.read()).status == HealthCheckResponse.SERVING
+        # Some leave, and one of them has asked.
+        for stream in streams[:50]:
+            stream.cancel()
+        await asyncio.sleep(2)
+        assert 3 <= asked <= 25
+        for stream in streams:
+            stream.cancel()
+        await asyncio.sleep(0.3)
+        before = asked
+        for _ in range(5):
+            await check(client, "")
+        assert asked == before + 5
 
 
 async def test_watch_of_an_unknown_service_says_so_and_goes_on(client: Client) -> None:

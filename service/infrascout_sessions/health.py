@@ -1,7 +1,11 @@
-"""Health, as the gRPC health checking protocol has it: the database is asked each time."""
+"""Health, as the gRPC health checking protocol has it: the database is asked.
+
+Each `Check` asks anew, and all who watch together: anybody may, and as many as like.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
+from time import monotonic
 from typing import Any, Final
 
 import grpc
@@ -13,6 +17,7 @@ from infrascout_sessions.storage.statement import Database
 
 _PATIENCE_SECONDS: Final = 2.0
 _WATCH_INTERVAL_SECONDS: Final = 1.0
+_SHARED_SECONDS: Final = 0.1
 
 
 class HealthServicer(GeneratedHealthServicer):
@@ -24,6 +29,8 @@ class HealthServicer(GeneratedHealthServicer):
         self._database = database
         self._services = {"", *services}
         self._stopping = stopping
+        self._asked = 0.0
+        self._asking: asyncio.Task[Any] | None = None
 
     async def _status(self) -> Any:
         if self._stopping.is_set():
@@ -34,6 +41,18 @@ class HealthServicer(GeneratedHealthServicer):
         except Exception:
             return HealthCheckResponse.NOT_SERVING
         return HealthCheckResponse.SERVING
+
+    async def _shared_status(self) -> Any:
+        """The status of a moment ago, where another one who watches has asked for it."""
+        if self._stopping.is_set():
+            return HealthCheckResponse.NOT_SERVING
+        now = monotonic()
+        asking = self._asking
+        if asking is None or (asking.done() and now - self._asked > _SHARED_SECONDS):
+            self._asked = now
+            asking = self._asking = asyncio.create_task(self._status())
+        # One that goes away leaves the others their answer.
+        return await asyncio.shield(asking)
 
     async def Check(self, request: HealthCheckRequest, context: Any) -> HealthCheckResponse:
         """The status now; NOT_FOUND for a service that is not here."""
@@ -50,7 +69,7 @@ class HealthServicer(GeneratedHealthServicer):
             # Looked at before the status: a stop during the yield must still be told.
             stopping = self._stopping.is_set()
             if request.service in self._services:
-                status = await self._status()
+                status = await self._shared_status()
             else:
                 status = HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:
