@@ -5,8 +5,9 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import monotonic
@@ -16,11 +17,13 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from callers import HUMAN, SERVICE, bearer, calling, collect_to_status, make_token, make_tokens
 from harness import (
     Client,
+    connected,
     failed,
     record,
     record_request,
@@ -114,6 +117,67 @@ async def test_calls_under_way_are_bounded(database_url: str, setting: str, quot
                     break
                 except grpc.aio.AioRpcError:
                     await asyncio.sleep(0.01)
+
+
+async def _watch(client: Client, **arguments: Any) -> Any:
+    """A stream of health that has said how it is."""
+    stub: Any = health_pb2_grpc.HealthStub(client.channel)
+    stream = stub.Watch(health_pb2.HealthCheckRequest(), **arguments)
+    assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
+    return stream
+
+
+async def _reflect(client: Client, *, ends: bool = False) -> Any:
+    """A stream of reflection that has answered; unless it `ends`, it waits for more."""
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)  # type: ignore[arg-type]
+    stream = stub.ServerReflectionInfo()
+    await stream.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    assert (await stream.read()).list_services_response.service
+    if ends:
+        await stream.done_writing()
+        assert await stream.read() is grpc.aio.EOF
+    return stream
+
+
+async def _soon(begin: Callable[[], Awaitable[Any]]) -> Any:
+    """What there is room for before long."""
+    async with asyncio.timeout(5):
+        while True:
+            # Of a stream of requests that is refused at once, grpc.aio may lose how.
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return await begin()
+            await asyncio.sleep(0.01)
+
+
+async def test_streams_that_ask_for_no_role_are_bounded(database_url: str) -> None:
+    async with serving(database_url, maximum_calls=3) as client:
+        streams = [await _watch(client), await _watch(client), await _reflect(client)]
+        # However they end, there is room again, and for no more.
+        for _ in range(5):
+            assert await _over(_watch(client), "calls") > 0
+            # What tells whether the server is there is answered, and so are callers.
+            assert await _healthy(client)
+            await _list(client)
+            for stream in streams:
+                stream.cancel()
+            await _soon(partial(_reflect, client, ends=True))
+            late = await _soon(partial(_watch, client, timeout=0.2))
+            assert await late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            async with connected(client.address) as gone:
+                await _soon(partial(_watch, gone))
+                await _soon(partial(_reflect, gone))
+            streams = [await _soon(partial(_watch, client)) for _ in range(3)]
+        for stream in streams:
+            stream.cancel()
+
+
+async def test_a_thousand_streams_that_ask_for_no_role(database_url: str) -> None:
+    async with serving(database_url) as client:
+        streams = await asyncio.gather(*(_watch(client) for _ in range(1000)))
+        await _over(_watch(client), "calls")
+        assert await _healthy(client)
+        for stream in streams:
+            stream.cancel()
 
 
 async def test_refused_calls_do_not_count(database_url: str) -> None:

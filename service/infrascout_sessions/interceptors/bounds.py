@@ -14,6 +14,8 @@ from infrascout_sessions.models import Actor, Principal
 
 _Key = TypeVar("_Key")
 
+# Health and reflection are answered to whoever asks.
+_MAXIMUM_OPEN_STREAMS: Final = 1000
 _MAXIMUM_PEERS: Final = 10_000
 _MAXIMUM_BAD: Final = 10_000
 # One connection may fail about every other second for good, and some times at first.
@@ -28,7 +30,7 @@ _MAXIMUM_HELD: Final = 10_000
 
 
 class Bounds:
-    """Counts the calls under way, in total and of each caller."""
+    """Counts the calls under way, in total and of each caller, and the streams of nobody."""
 
     def __init__(self, settings: Settings) -> None:
         self._maximum_calls = settings.maximum_calls
@@ -37,6 +39,8 @@ class Bounds:
         self._calls = 0
         self._calls_of: dict[Actor, int] = {}
         self._streams_of: dict[Actor, int] = {}
+        self._maximum_open_streams = min(_MAXIMUM_OPEN_STREAMS, settings.maximum_calls)
+        self._open_streams = 0
 
     def enter(self, actor: Actor, streams: bool) -> None:
         """Count a call that begins. Raises `QuotaExceeded`, and then it does not count."""
@@ -59,6 +63,19 @@ class Bounds:
         _one_less(self._calls_of, actor)
         if streams:
             _one_less(self._streams_of, actor)
+
+    def enter_open(self) -> None:
+        """Count a stream of a service that asks for no role. Raises as `enter` does.
+
+        These take no room from callers who are known.
+        """
+        if self._open_streams >= self._maximum_open_streams:
+            raise QuotaExceeded("calls")
+        self._open_streams += 1
+
+    def leave_open(self) -> None:
+        """Count such a stream that has ended."""
+        self._open_streams -= 1
 
 
 def _one_less(counts: dict[_Key, int], key: _Key) -> None:

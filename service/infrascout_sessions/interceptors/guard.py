@@ -70,6 +70,10 @@ class Passage:
         `DatabaseUnavailable`.
         """
         if self._role is None:
+            # Single calls are probes, which must find out whatever else there is.
+            if self._streams:
+                self._guard.bounds.enter_open()
+                self._entered = True
             return
         # Now: a stream that nobody reads any more is closed by the garbage collector, perhaps after
         # gRPC's part of the context, and then to ask that ends the process.
@@ -144,8 +148,12 @@ class Passage:
         self._waits = False
         if self._proof is not None:
             self._guard.open_streams.discard(self._proof, self)
-        if self._entered and self.principal is not None:
+        if not self._entered:
+            return
+        if self.principal is not None:
             self._guard.bounds.leave(self.principal.actor, self._streams)
+        else:
+            self._guard.bounds.leave_open()
 
     def note(self, method: str, result: str | None, **fields: Any) -> None:
         """Write the call into the access log, if its RPC asks for a role."""
