@@ -1,13 +1,16 @@
 import asyncio
 import re
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import pytest
+import sqlalchemy as sa
 
 import harness
 from assistants import MODES, TRANSPORTS, Assistant, characters, over_stdio, text
+from filling import fill
 from harness import (
     NO_SESSION,
     Client,
@@ -675,6 +678,21 @@ async def test_filters_and_pages_of_sessions(client: Client, clock: FrozenClock)
         assert "call again with offset 20" in text(page)
         nothing = await assistant.call("session_list", status="failed")
         assert text(nothing) == "No session matches."
+
+
+async def test_a_list_never_names_an_offset_that_is_refused(sqlite_url: str) -> None:
+    database = sa.make_url(sqlite_url).database
+    assert database is not None
+    fill(Path(database), 10_030, in_session=1)
+    async with serving(sqlite_url) as client, over_stdio(client.address) as assistant:
+        page = await assistant.call("session_list", offset=9980)
+        assert page.structured_content["next_offset"] == 10_000
+        for offset in (9981, 10_000):
+            page = await assistant.call("session_list", offset=offset)
+            assert len(page.structured_content["sessions"]) == 20
+            assert "next_offset" not in page.structured_content
+            assert "call again" not in text(page)
+            assert "There are more, beyond any offset: narrow the filters" in text(page)
 
 
 async def test_how_every_end_of_a_session_is_shown(

@@ -66,7 +66,11 @@ class SessionPage(BaseModel):
     sessions: list[SessionRow]
     total_size: Annotated[int, Field(description="How many match, counted up to 10,000")]
     next_offset: Annotated[
-        int | Unset, Field(description="The offset of the next page; absent on the last one")
+        int | Unset,
+        Field(
+            description="The offset of the next page; absent on the last one, and where it would "
+            "be over 10,000"
+        ),
     ] = None
 
 

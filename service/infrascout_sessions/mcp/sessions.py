@@ -29,6 +29,8 @@ _DETAIL: Final = {"summary": 15_000, "description": 4500, "status_reason": 4500}
 _ROW: Final = {"summary": 300, "description": 300, "status_reason": 300}
 _TRANSITION_REASON: Final = 300
 _TEXT_LINE: Final = 1000
+# The service takes no greater one.
+_MAXIMUM_OFFSET: Final = 10_000
 # What is left for the head of a page, and what JSON puts around it.
 _PAGE_MARGIN: Final = 2000
 
@@ -144,6 +146,12 @@ def page(sessions: list[Session], *, offset: int, more: bool, total: int, capped
         head = f"Sessions {offset + 1:,} to {offset + len(rows):,} {of_all}, most recent first."
     else:
         head = f"No session at offset {offset:,} {of_all}." if total else "No session matches."
+    if next_offset is not None and next_offset > _MAXIMUM_OFFSET:
+        next_offset = None
+        lines.append(
+            "There are more, beyond any offset: narrow the filters agent_id, hostname, playbook "
+            "and status to find them."
+        )
     if next_offset is not None:
         lines.append(f"For more, call again with offset {next_offset}.")
     content = SessionPage(sessions=rows, total_size=total, next_offset=next_offset)
