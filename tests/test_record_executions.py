@@ -276,6 +276,25 @@ async def test_the_violations_of_a_refused_one_are_bounded(client: Client) -> No
         assert len(found) >= 8
 
 
+async def test_long_request_ids_make_no_answer_that_is_too_large(client: Client) -> None:
+    session_id = await running_session(client)
+    good = record_request(session_id, request_id="g" * 64)
+    bad = [
+        record_request(
+            session_id, command="", capability="", request_id=f"{number:04d}" + "é" * 2000
+        )
+        for number in range(999)
+    ]
+    message = batch(good, *bad)
+    assert message.ByteSize() > 4_050_000
+    [results] = await record_all(client, message)
+    assert outcomes(results) == [1, *["INVALID_REQUEST"] * 999]
+    assert [result.request_id for result in results] == [
+        one.request_id[:64] for one in message.executions
+    ]
+    assert len(results[1].refusal.violations) == 3
+
+
 async def test_a_session_that_ends_in_between_refuses_the_rest(database_url: str) -> None:
     async with serving(database_url) as client:
         session_id = await running_session(client, "ag_1")

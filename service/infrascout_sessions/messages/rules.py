@@ -23,6 +23,7 @@ MAXIMUM_INSIGHT_BYTES: Final = 1024 * 1024
 MAXIMUM_CHUNK_BYTES: Final = 1024 * 1024
 MAXIMUM_OFFSET: Final = 10_000
 MAXIMUM_BATCH: Final = 1000
+MAXIMUM_REQUEST_ID: Final = 64
 
 _Found = Iterator[Violation]
 _Rule = Callable[[str, Any], Sequence[Violation] | _Found]
@@ -119,7 +120,7 @@ _ID_FILTER = _pattern(_ID_FORM, _ID_DESCRIPTION, required=False)
 _CAPABILITY = _pattern(
     r"[a-z][a-z0-9_]{0,63}", "a lower-case letter and up to 63 of a-z 0-9 _, as in shell"
 )
-_REQUEST_ID = _text(64)
+_REQUEST_ID = _text(MAXIMUM_REQUEST_ID)
 _REASON = _text(4096, required=True)
 _LIMIT = _at_least(0)
 _LINES = _each(_text(4096))

@@ -10,7 +10,7 @@ from infrascout.sessions.v1 import recording_service_pb2 as pb
 from infrascout_sessions.errors import InvalidRequest, Overloaded, Refusal, Violation
 from infrascout_sessions.messages.refusals import put_refusal
 from infrascout_sessions.messages.requests import new_execution
-from infrascout_sessions.messages.rules import MAXIMUM_BATCH, violations
+from infrascout_sessions.messages.rules import MAXIMUM_BATCH, MAXIMUM_REQUEST_ID, violations
 from infrascout_sessions.models import Actor, Execution, NewExecution, NewId
 from infrascout_sessions.storage.repository import recording
 from infrascout_sessions.storage.statement import Database
@@ -32,7 +32,10 @@ class Batch:
             wrong = f"has {count:,} items: 1 to {MAXIMUM_BATCH:,} are needed"
             raise InvalidRequest((Violation("executions", wrong),))
         self.size_bytes = message.ByteSize()
-        self._request_ids = [request.request_id for request in message.executions]
+        # Those that are too long would make an answer that is too large for the client.
+        self._request_ids = [
+            request.request_id[:MAXIMUM_REQUEST_ID] for request in message.executions
+        ]
         self._outcomes: dict[int, Execution | Exception] = {}
         self._items: dict[int, NewExecution] = {}
         self._pending: Awaitable[Sequence[Execution | Exception]] | None = None
