@@ -1,4 +1,5 @@
 import asyncio
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -80,6 +81,7 @@ async def test_who_watches_shares_the_question_and_each_check_asks_anew(
 
     monkeypatch.setattr("infrascout_sessions.health.ask", counted)
     async with serving(database_url) as client:
+        began = monotonic()
         streams = [watch(client, "") for _ in range(100)]
         for stream in streams:
             assert (await stream.read()).status == HealthCheckResponse.SERVING
@@ -87,7 +89,7 @@ async def test_who_watches_shares_the_question_and_each_check_asks_anew(
         for stream in streams[:50]:
             stream.cancel()
         await asyncio.sleep(2)
-        assert 3 <= asked <= 25
+        assert 3 <= asked <= 10 * (monotonic() - began) + 5
         for stream in streams:
             stream.cancel()
         await asyncio.sleep(0.3)

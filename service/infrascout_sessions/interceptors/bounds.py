@@ -18,6 +18,8 @@ _Key = TypeVar("_Key")
 _MAXIMUM_OPEN_STREAMS: Final = 1000
 _MAXIMUM_PEERS: Final = 10_000
 _MAXIMUM_BAD: Final = 10_000
+# One that did not hold may hold by now: its issuer was away, or it had not been issued yet.
+_BAD_SECONDS: Final = 60.0
 # One connection may fail about every other second for good, and some times at first.
 _FAILURES_OF_CONNECTION: Final = 0.5
 _BURST_OF_CONNECTION: Final = 10.0
@@ -130,8 +132,8 @@ class FailedProofs:
         self._of_address = _Allowances(failures_per_second, burst)
         # A connection on which much fails leaves so many to the others of its address.
         self._reserve = burst / 2
-        # Digests of proofs that did not hold, those shown last at the end.
-        self._bad: OrderedDict[bytes, None] = OrderedDict()
+        # Digests of proofs that did not hold, by when that was found; those shown last at the end.
+        self._bad: OrderedDict[bytes, float] = OrderedDict()
         self._held = 0
         self._held_of: dict[tuple[str, bool], int] = {}
         self._stopping = stopping
@@ -143,9 +145,7 @@ class FailedProofs:
 
         Raises what `find` does, and `QuotaExceeded`, late, where too many have failed.
         """
-        new = digest not in self._bad
-        if not new:
-            self._bad.move_to_end(digest)
+        new = not self._is_bad(digest)
         own = await self._count(peer, new=new)
         try:
             principal = await find()
@@ -157,7 +157,6 @@ class FailedProofs:
             self._uncount(peer, own=own)
             raise
         self._uncount(peer, own=own)
-        # A JWT may have failed only because its issuer was away.
         self._bad.pop(digest, None)
         return principal
 
@@ -182,8 +181,15 @@ class FailedProofs:
         if own:
             self._of_connection.give_back(peer, now)
 
+    def _is_bad(self, digest: bytes) -> bool:
+        noted = self._bad.get(digest)
+        if noted is None:
+            return False
+        self._bad.move_to_end(digest)
+        return monotonic() - noted < _BAD_SECONDS
+
     def _note_bad(self, digest: bytes) -> None:
-        self._bad[digest] = None
+        self._bad[digest] = monotonic()
         if len(self._bad) > _MAXIMUM_BAD:
             self._bad.popitem(last=False)
 
