@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,11 +13,16 @@ import pytest
 
 from commands import run as run_command
 from harness import (
+    CONSOLE_SCRIPT,
     Client,
     ServiceProcess,
     connected,
+    failed,
+    record,
     register_agent,
+    running_session,
     service_process,
+    writes_held_up,
 )
 from infrascout.sessions.v1 import agent_service_pb2
 from infrascout_sessions.client import SessionsClient
@@ -26,6 +32,12 @@ from replicas import until
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds the workers in /proc, which is Linux's"
 )
+
+OWN_GROUP = (
+    *(sys.executable, "-c", "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"),
+    str(CONSOLE_SCRIPT),
+)
+"""The program in a process group of its own, which a test can signal."""
 
 
 def workers_of(service: ServiceProcess) -> set[int]:
@@ -134,6 +146,55 @@ async def test_the_workers_end_with_the_one_that_started_them(
         connected(service.address) as client,
     ):
         await ledger.verify(client)
+
+
+@needs_proc
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
+async def test_calls_under_way_end_when_the_whole_group_is_signalled(
+    postgres_url: str, tmp_path: Path, how: signal.Signals
+) -> None:
+    """As Ctrl+C does it, and systemd: each worker gets the signal, and is told besides."""
+    log = tmp_path / "log"
+    async with (
+        service_process(postgres_url, log, "--workers", "2", command=OWN_GROUP) as service,
+        AsyncExitStack() as stack,
+    ):
+        clients = [await stack.enter_async_context(connected(service.address)) for _ in range(12)]
+        session_id = await running_session(clients[0])
+        async with writes_held_up(postgres_url):
+            writes = [asyncio.create_task(record(client, session_id)) for client in clients]
+            await asyncio.sleep(0.7)
+            os.killpg(service.process.pid, how)
+            await asyncio.sleep(1.5)
+            assert not any(write.done() for write in writes)
+        made = await asyncio.gather(*writes)
+        assert sorted(one.sequence for one in made) == list(range(1, 13))
+        async with asyncio.timeout(5):
+            assert await service.process.wait() == 0
+    assert log.read_text().count('"event":"stopped"') == 2
+
+
+@needs_proc
+async def test_a_second_signal_does_not_wait(postgres_url: str, tmp_path: Path) -> None:
+    async with (
+        service_process(
+            *(postgres_url, tmp_path / "log", "--workers", "2", "--shutdown-grace", "60")
+        ) as service,
+        connected(service.address) as client,
+    ):
+        workers = workers_of(service)
+        session_id = await running_session(client)
+        async with writes_held_up(postgres_url):
+            write = asyncio.create_task(record(client, session_id))
+            await asyncio.sleep(0.5)
+            service.process.terminate()
+            await asyncio.sleep(1)
+            assert service.process.returncode is None
+            service.process.terminate()
+            async with asyncio.timeout(5):
+                await service.process.wait()
+            assert not alive(workers)
+            assert (await failed(write)).code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_workers_that_cannot_start_end_all_with_a_reason(

@@ -255,15 +255,15 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     for name in _STOP_SIGNALS:
         loop.add_signal_handler(name, stop.set)
     if settings.share_port:
-        # A worker's standard input is closed when who started it has gone.
+        # A worker's standard input is closed when who started it stops, or has gone.
         stdin = sys.stdin.fileno()
 
-        def orphaned() -> None:
+        def told() -> None:
             # It stays readable: the loop would do nothing else while it drains.
             loop.remove_reader(stdin)
             stop.set()
 
-        loop.add_reader(stdin, orphaned)
+        loop.add_reader(stdin, told)
     if settings.metrics_listen:
         _serve_metrics(settings.metrics_listen)
     async with running(settings) as port:

@@ -53,19 +53,28 @@ async def run(
 ) -> int:
     """Run `serve` with these arguments `count` times until SIGTERM or SIGINT; give an exit code.
 
-    A worker that dies is started again; one that cannot start ends them all. Raises `WorkersError`.
+    A worker that dies is started again; one that cannot start ends them all. A second signal does
+    not wait for calls under way. Raises `WorkersError`.
     """
     held, address = _reserve(listen)
-    stop = asyncio.Event()
+    stop, kill = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+
+    def handle_with(handler: Callable[[], None]) -> None:
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, handler)
+
+    def signalled() -> None:
+        stop.set()
+        handle_with(kill.set)
+
+    handle_with(signalled)
     command = [sys.executable, "-m", "infrascout_sessions", "serve", *arguments]
     command += ["--listen", address, SHARE_PORT]
     with held:
         started = [asyncio.Event() for _ in range(count)]
         workers = [
-            asyncio.create_task(_keep_running(command, event, stop, number))
+            asyncio.create_task(_keep_running(command, event, stop, kill, number))
             for number, event in enumerate(started, 1)
         ]
         everybody = asyncio.create_task(_all_set(started))
@@ -85,9 +94,14 @@ async def _all_set(events: Sequence[asyncio.Event]) -> None:
 
 
 async def _keep_running(
-    command: Sequence[str], started: asyncio.Event, stop: asyncio.Event, number: int
+    command: Sequence[str],
+    started: asyncio.Event,
+    stop: asyncio.Event,
+    kill: asyncio.Event,
+    number: int,
 ) -> int:
     """One worker, started again when it dies, until `stop`; gives its exit code."""
+    stopped = asyncio.create_task(stop.wait())
     while True:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -95,22 +109,35 @@ async def _keep_running(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        if process.stdout is None:
+        if process.stdin is None or process.stdout is None:
             raise AssertionError
         # What it prints when it serves is printed once, for all.
         reading = asyncio.create_task(process.stdout.readline())
         ended = asyncio.create_task(process.wait())
-        stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([reading, ended, stopped], return_when=asyncio.FIRST_COMPLETED)
         if reading.done() and reading.result():
             started.set()
             await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set() and process.returncode is None:
-            process.terminate()
+        if not ended.done():
+            # Not by a signal: it may have had one with us, and the second one ends it at once.
+            process.stdin.close()
+            await _end(process, ended, kill)
         code = await ended
         reading.cancel()
-        stopped.cancel()
         if stop.is_set() or not started.is_set():
             return code if not stop.is_set() or code > 0 else 0
         _log.error("worker ended, starting another", worker=number, code=code)
-        await asyncio.sleep(_RESTART_SECONDS)
+        await asyncio.wait([stopped], timeout=_RESTART_SECONDS)
+        if stop.is_set():
+            return 0
+
+
+async def _end(
+    process: asyncio.subprocess.Process, ended: asyncio.Task[int], kill: asyncio.Event
+) -> None:
+    """Wait until a worker has ended by itself; kill it once `kill` is set."""
+    killed = asyncio.create_task(kill.wait())
+    await asyncio.wait([ended, killed], return_when=asyncio.FIRST_COMPLETED)
+    killed.cancel()
+    if not ended.done():
+        process.kill()
