@@ -4,19 +4,22 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
+import sqlalchemy as sa
 
 from commands import run as run_command
+from commands import start
 from harness import (
     CONSOLE_SCRIPT,
     Client,
     ServiceProcess,
     connected,
+    database_connection,
     failed,
     record,
     register_agent,
@@ -26,12 +29,15 @@ from harness import (
 )
 from infrascout.sessions.v1 import agent_service_pb2
 from infrascout_sessions.client import SessionsClient
+from infrascout_sessions.storage.migrations import _LOCK
 from ledger import Ledger
 from replicas import until
 
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds the workers in /proc, which is Linux's"
 )
+
+SERVE_TWO = ("--listen", "127.0.0.1:0", "--workers", "2", "--database-url")
 
 OWN_GROUP = (
     *(sys.executable, "-c", "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"),
@@ -42,8 +48,20 @@ OWN_GROUP = (
 
 def workers_of(service: ServiceProcess) -> set[int]:
     """The ids of its worker processes."""
-    pid = service.process.pid
+    return children_of(service.process.pid)
+
+
+def children_of(pid: int) -> set[int]:
+    """The ids of the processes that it has started."""
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@asynccontextmanager
+async def migrations_held_up(database_url: str) -> AsyncIterator[None]:
+    """While the block runs, servers that start wait, as if another one migrated."""
+    async with database_connection(database_url) as connection:
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        yield
 
 
 def alive(pids: Iterable[int]) -> bool:
@@ -197,10 +215,25 @@ async def test_a_second_signal_does_not_wait(postgres_url: str, tmp_path: Path) 
             assert (await failed(write)).code() is grpc.StatusCode.UNAVAILABLE
 
 
+@needs_proc
+async def test_a_worker_killed_before_all_serve_is_a_failure(
+    postgres_url: str,
+) -> None:
+    async with migrations_held_up(postgres_url):
+        process = await start("serve", *SERVE_TWO, postgres_url)
+        await until(lambda: len(children_of(process.pid)) == 2, 10)
+        os.kill(children_of(process.pid).pop(), signal.SIGKILL)
+    async with asyncio.timeout(20):
+        said, _ = await process.communicate()
+    assert process.returncode == 1
+    [line] = [line for line in said.decode().splitlines() if "worker ended" in line]
+    assert '"how":"signal 9"' in line
+
+
 async def test_workers_that_cannot_start_end_all_with_a_reason(
     sqlite_url: str, postgres_url: str, tmp_path: Path
 ) -> None:
-    serve = ("serve", "--listen", "127.0.0.1:0", "--workers", "2", "--database-url")
+    serve = ("serve", *SERVE_TWO)
     code, said = await run_command(*serve, sqlite_url)
     assert (code, said) == (
         1,

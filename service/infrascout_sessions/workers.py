@@ -124,9 +124,13 @@ async def _keep_running(
             await _end(process, ended, kill)
         code = await ended
         reading.cancel()
-        if stop.is_set() or not started.is_set():
-            return code if not stop.is_set() or code > 0 else 0
-        _log.error("worker ended, starting another", worker=number, code=code)
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if stop.is_set():
+            return max(code, 0)
+        if not started.is_set():
+            _log.error("worker ended before it served, stopping", worker=number, how=how)
+            return max(code, 1)
+        _log.error("worker ended, starting another", worker=number, how=how)
         await asyncio.wait([stopped], timeout=_RESTART_SECONDS)
         if stop.is_set():
             return 0
