@@ -416,6 +416,14 @@ async def writes_held_up(database_url: str) -> AsyncIterator[None]:
         yield
 
 
+@asynccontextmanager
+async def migrations_held_up(database_url: str) -> AsyncIterator[None]:
+    """While the block runs, servers that start wait, as if another one migrated."""
+    async with database_connection(database_url) as connection:
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(0x696E_6672_6173_0001)))
+        yield
+
+
 async def complete(
     database_url: str,
     session_id: str,

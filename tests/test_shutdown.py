@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from commands import start
 from harness import (
     CONSOLE_SCRIPT,
     Client,
@@ -22,6 +23,7 @@ from harness import (
     failed,
     get_session,
     list_executions,
+    migrations_held_up,
     record,
     refused,
     running_session,
@@ -217,6 +219,38 @@ async def test_a_stop_in_the_middle_of_a_load_loses_nothing(
         await ledger.verify(client)
         await ledger.repeat(client, ledger.entries)
         await ledger.verify(client)
+
+
+@SIGNALS
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_server_that_waits_to_migrate_is_stopped_at_once(
+    postgres_url: str, stop: signal.Signals, workers: str
+) -> None:
+    async with migrations_held_up(postgres_url):
+        process = await start(
+            *("serve", "--listen", "127.0.0.1:0", "--workers", workers),
+            *("--database-url", postgres_url),
+        )
+        await asyncio.sleep(4)
+        assert process.returncode is None
+        process.send_signal(stop)
+        try:
+            async with asyncio.timeout(5):
+                said, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+    assert process.returncode == (-stop if workers == "1" else 0)
+    assert said == b""
+
+
+async def test_a_signal_as_soon_as_it_says_that_it_serves_is_a_stop(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    for _ in range(3):
+        async with service_process(sqlite_url, tmp_path / "log") as service:
+            service.process.terminate()
+            assert await ended(service, within_seconds=5) == 0
 
 
 # Beside a server that runs.

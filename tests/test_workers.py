@@ -4,13 +4,12 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import grpc
 import pytest
-import sqlalchemy as sa
 
 from commands import run as run_command
 from commands import start
@@ -19,8 +18,8 @@ from harness import (
     Client,
     ServiceProcess,
     connected,
-    database_connection,
     failed,
+    migrations_held_up,
     record,
     register_agent,
     running_session,
@@ -29,7 +28,6 @@ from harness import (
 )
 from infrascout.sessions.v1 import agent_service_pb2
 from infrascout_sessions.client import SessionsClient
-from infrascout_sessions.storage.migrations import _LOCK
 from ledger import Ledger
 from replicas import until
 
@@ -54,14 +52,6 @@ def workers_of(service: ServiceProcess) -> set[int]:
 def children_of(pid: int) -> set[int]:
     """The ids of the processes that it has started."""
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-
-
-@asynccontextmanager
-async def migrations_held_up(database_url: str) -> AsyncIterator[None]:
-    """While the block runs, servers that start wait, as if another one migrated."""
-    async with database_connection(database_url) as connection:
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        yield
 
 
 def alive(pids: Iterable[int]) -> bool:
@@ -228,6 +218,29 @@ async def test_a_worker_killed_before_all_serve_is_a_failure(
     assert process.returncode == 1
     [line] = [line for line in said.decode().splitlines() if "worker ended" in line]
     assert '"how":"signal 9"' in line
+
+
+@needs_proc
+@pytest.mark.parametrize("again", [False, True], ids=["grace", "second-signal"])
+async def test_a_worker_that_does_not_stop_is_killed(
+    postgres_url: str, tmp_path: Path, again: bool
+) -> None:
+    log = tmp_path / "log"
+    grace = "60" if again else "0.5"
+    async with service_process(
+        postgres_url, log, "--workers", "2", "--shutdown-grace", grace
+    ) as service:
+        frozen = workers_of(service).pop()
+        os.kill(frozen, signal.SIGSTOP)
+        service.process.terminate()
+        await asyncio.sleep(2)
+        assert service.process.returncode is None
+        if again:
+            service.process.terminate()
+        async with asyncio.timeout(1 if again else 6):
+            assert await service.process.wait() == 1
+        assert not alive([frozen])
+    assert log.read_text().count("worker did not stop, killing it") == 1
 
 
 async def test_workers_that_cannot_start_end_all_with_a_reason(

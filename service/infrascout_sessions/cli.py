@@ -102,8 +102,7 @@ def serve(settings: Settings) -> None:
         if settings.workers > 1:
             require_replicas(settings.database_url, "--workers")
             arguments = _without_workers(sys.argv)
-            code = asyncio.run(run_workers(settings.workers, settings.listen, arguments, ready))
-            raise typer.Exit(code)
+            raise typer.Exit(asyncio.run(run_workers(settings, arguments, ready)))
         event_loop.run(serve_settings(settings, ready))
     except (ListenError, DatabaseSetupError, ExposureError, AccessLogError, WorkersError) as error:
         raise _fail(error) from None

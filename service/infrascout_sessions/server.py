@@ -248,12 +248,14 @@ async def running(
 async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is told the port.
 
-    A second signal does not wait for calls under way. Raises as `running` does.
+    Before it serves, a signal has its default action: to start may mean to wait for another server
+    that migrates, or for a database that is frozen, and there is nothing yet that could be lost. A
+    second signal does not wait for calls under way. Raises as `running` does.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for name in _STOP_SIGNALS:
-        loop.add_signal_handler(name, stop.set)
+    # Otherwise it is an exception, which would wait until the database is closed.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if settings.share_port:
         # A worker's standard input is closed when who started it stops, or has gone.
         stdin = sys.stdin.fileno()
@@ -261,12 +263,15 @@ async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
         def told() -> None:
             # It stays readable: the loop would do nothing else while it drains.
             loop.remove_reader(stdin)
-            stop.set()
+            if not stop.is_set():
+                signal.raise_signal(signal.SIGTERM)
 
         loop.add_reader(stdin, told)
     if settings.metrics_listen:
         _serve_metrics(settings.metrics_listen)
     async with running(settings) as port:
+        for name in _STOP_SIGNALS:
+            loop.add_signal_handler(name, stop.set)
         # What lives now lives for good: the collector need not look at it with every pass.
         gc.collect()
         gc.freeze()

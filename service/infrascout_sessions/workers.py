@@ -12,12 +12,16 @@ from typing import Any, Final
 
 import structlog
 
+from infrascout_sessions.config import Settings
+
 _log = structlog.get_logger()
 
 SHARE_PORT: Final = "--share-port"
 """Tells a worker that it has the port with others."""
 
 _RESTART_SECONDS: Final = 1.0
+# How long a worker may take to end beyond what calls under way get.
+_CLOSING_SECONDS: Final = 5.0
 
 
 class WorkersError(Exception):
@@ -48,15 +52,14 @@ def _reserve(listen: str) -> tuple[socket.socket, str]:
     return held, f"{listen.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
-async def run(
-    count: int, listen: str, arguments: Sequence[str], ready: Callable[[int], None]
-) -> int:
-    """Run `serve` with these arguments `count` times until SIGTERM or SIGINT; give an exit code.
+async def run(settings: Settings, arguments: Sequence[str], ready: Callable[[int], None]) -> int:
+    """Run `serve` with these arguments in each worker until SIGTERM or SIGINT; give an exit code.
 
     A worker that dies is started again; one that cannot start ends them all. A second signal does
     not wait for calls under way. Raises `WorkersError`.
     """
-    held, address = _reserve(listen)
+    held, address = _reserve(settings.listen)
+    patience_seconds = settings.shutdown_grace_seconds + _CLOSING_SECONDS
     stop, kill = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -72,9 +75,9 @@ async def run(
     command = [sys.executable, "-m", "infrascout_sessions", "serve", *arguments]
     command += ["--listen", address, SHARE_PORT]
     with held:
-        started = [asyncio.Event() for _ in range(count)]
+        started = [asyncio.Event() for _ in range(settings.workers)]
         workers = [
-            asyncio.create_task(_keep_running(command, event, stop, kill, number))
+            asyncio.create_task(_keep_running(command, event, stop, kill, patience_seconds, number))
             for number, event in enumerate(started, 1)
         ]
         everybody = asyncio.create_task(_all_set(started))
@@ -98,9 +101,13 @@ async def _keep_running(
     started: asyncio.Event,
     stop: asyncio.Event,
     kill: asyncio.Event,
+    patience_seconds: float,
     number: int,
 ) -> int:
-    """One worker, started again when it dies, until `stop`; gives its exit code."""
+    """One worker, started again when it dies, until `stop`; gives its exit code.
+
+    It is killed if it has not ended so long after `stop`, or once `kill` is set.
+    """
     stopped = asyncio.create_task(stop.wait())
     while True:
         process = await asyncio.create_subprocess_exec(
@@ -115,18 +122,27 @@ async def _keep_running(
         reading = asyncio.create_task(process.stdout.readline())
         ended = asyncio.create_task(process.wait())
         await asyncio.wait([reading, ended, stopped], return_when=asyncio.FIRST_COMPLETED)
-        if reading.done() and reading.result():
+        serves = reading.done() and bool(reading.result())
+        if serves:
             started.set()
             await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             # Not by a signal: it may have had one with us, and the second one ends it at once.
             process.stdin.close()
-            await _end(process, ended, kill)
+            killed = asyncio.create_task(kill.wait())
+            await asyncio.wait(
+                [ended, killed], timeout=patience_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            killed.cancel()
+            if not ended.done():
+                _log.error("worker did not stop, killing it", worker=number)
+                process.kill()
         code = await ended
         reading.cancel()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if stop.is_set():
-            return max(code, 0)
+            # One that did not serve yet is ended by the signal, and has nothing to lose.
+            return max(code, 1) if code and serves else 0
         if not started.is_set():
             _log.error("worker ended before it served, stopping", worker=number, how=how)
             return max(code, 1)
@@ -134,14 +150,3 @@ async def _keep_running(
         await asyncio.wait([stopped], timeout=_RESTART_SECONDS)
         if stop.is_set():
             return 0
-
-
-async def _end(
-    process: asyncio.subprocess.Process, ended: asyncio.Task[int], kill: asyncio.Event
-) -> None:
-    """Wait until a worker has ended by itself; kill it once `kill` is set."""
-    killed = asyncio.create_task(kill.wait())
-    await asyncio.wait([ended, killed], return_when=asyncio.FIRST_COMPLETED)
-    killed.cancel()
-    if not ended.done():
-        process.kill()
