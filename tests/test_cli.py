@@ -56,6 +56,14 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -358,6 +366,15 @@ def test_what_it_says_to_try_works(
                     assert (done.returncode, done.stderr) == (0, ""), command
         finally:
             server.terminate()
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+async def test_metrics_on_an_ipv6_address(sqlite_url: str, tmp_path: Path) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as one:
+        address = f"[::1]:{one.getsockname()[1]}"
+    async with service_process(sqlite_url, tmp_path / "log", "--metrics-listen", address):
+        with await asyncio.to_thread(urlopen, f"http://{address}/metrics") as page:
+            assert page.status == 200
 
 
 async def test_metrics_count_what_was_answered(database_url: str, tmp_path: Path) -> None:

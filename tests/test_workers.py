@@ -3,10 +3,12 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -52,6 +54,15 @@ def workers_of(service: ServiceProcess) -> set[int]:
 def children_of(pid: int) -> set[int]:
     """The ids of the processes that it has started."""
     return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def two_free_ports() -> int:
+    """A port that is free, as is the next one."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first, suppress(OSError):
+            port = int(first.getsockname()[1])
+            with socket.create_server(("127.0.0.1", port + 1)):
+                return port
 
 
 def alive(pids: Iterable[int]) -> bool:
@@ -241,6 +252,26 @@ async def test_a_worker_that_does_not_stop_is_killed(
             assert await service.process.wait() == 1
         assert not alive([frozen])
     assert log.read_text().count("worker did not stop, killing it") == 1
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+async def test_each_worker_serves_its_metrics_on_a_port_of_its_own(
+    postgres_url: str, tmp_path: Path, how: str
+) -> None:
+    first = two_free_ports()
+    address = f"127.0.0.1:{first}"
+    async with service_process(
+        *(postgres_url, tmp_path / "log", "--workers", "2"),
+        *(("--metrics-listen", address) if how == "option" else ()),
+        environment={"INFRASCOUT_METRICS_LISTEN": address} if how == "variable" else None,
+    ) as service:
+        async with connected(service.address) as client:
+            await register_agent(client)
+        counted = []
+        for port in (first, first + 1):
+            with await asyncio.to_thread(urlopen, f"http://127.0.0.1:{port}/metrics") as page:
+                counted.append("RegisterAgent" in page.read().decode())
+    assert sorted(counted) == [False, True]
 
 
 async def test_workers_that_cannot_start_end_all_with_a_reason(

@@ -127,7 +127,8 @@ class Settings:
         str,
         _option(
             "--metrics-listen",
-            "Serve Prometheus metrics over HTTP on HOST:PORT; not at all if empty.",
+            "Serve Prometheus metrics over HTTP on HOST:PORT, those of worker N on PORT + N - 1; "
+            "not at all if empty.",
         ),
     ] = ""
 

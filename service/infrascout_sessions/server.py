@@ -195,7 +195,7 @@ def _listen(
 def _serve_metrics(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host or "127.0.0.1")
+        start_http_server(int(port), host.strip("[]") or "127.0.0.1")
     except (OSError, OverflowError, ValueError) as error:
         raise ListenError(
             f"cannot serve metrics on {address!r}: another program listens there, or it is no "

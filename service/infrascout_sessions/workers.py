@@ -52,6 +52,13 @@ def _reserve(listen: str) -> tuple[socket.socket, str]:
     return held, f"{listen.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
+def _of_worker(number: int, address: str) -> str:
+    """Where a worker serves its metrics: those after the first on the ports that follow."""
+    host, _, port = address.rpartition(":")
+    # What is no port, the worker refuses.
+    return f"{host}:{int(port) + number - 1}" if port.isdecimal() and int(port) else address
+
+
 async def run(settings: Settings, arguments: Sequence[str], ready: Callable[[int], None]) -> int:
     """Run `serve` with these arguments in each worker until SIGTERM or SIGINT; give an exit code.
 
@@ -77,7 +84,12 @@ async def run(settings: Settings, arguments: Sequence[str], ready: Callable[[int
     with held:
         started = [asyncio.Event() for _ in range(settings.workers)]
         workers = [
-            asyncio.create_task(_keep_running(command, event, stop, kill, patience_seconds, number))
+            asyncio.create_task(
+                _keep_running(
+                    [*command, "--metrics-listen", _of_worker(number, settings.metrics_listen)],
+                    *(event, stop, kill, patience_seconds, number),
+                )
+            )
             for number, event in enumerate(started, 1)
         ]
         everybody = asyncio.create_task(_all_set(started))
