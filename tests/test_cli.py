@@ -137,6 +137,7 @@ ADDRESSES = {
     "nonsense": "cannot listen on 'nonsense'",
     ":50051": "cannot listen on ':50051'",
     "127.0.0.1:": "cannot listen on '127.0.0.1:'",
+    "unix:": "cannot listen on 'unix:'",
     "127.0.0.1:port": "cannot listen on '127.0.0.1:port'",
     # gRPC would listen on port 34463.
     "127.0.0.1:99999": "cannot listen on '127.0.0.1:99999'",

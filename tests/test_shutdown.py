@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -290,6 +291,43 @@ async def test_a_second_server_on_a_port_is_refused(database_url: str, tmp_path:
     other_url = f"sqlite+aiosqlite:///{tmp_path}/other.db"
     said = await refused_beside(database_url, tmp_path / "log", listen=None, other_url=other_url)
     assert "infrascout-sessions: cannot listen on ADDRESS: another program does" in said
+
+
+@pytest.mark.parametrize("path", ["{}/socket", "//{}/socket", "{}/a%20socket"])
+async def test_a_second_server_on_a_socket_is_refused_unless_nobody_answers_there(
+    database_url: str, tmp_path: Path, path: str
+) -> None:
+    address = f"unix:{path.format(tmp_path)}"
+    other_url = f"sqlite+aiosqlite:///{tmp_path}/other.db"
+    log = tmp_path / "log"
+    async with (
+        service_process(database_url, log, listen=address) as service,
+        connected(address) as client,
+    ):
+        session_id = await running_session(client)
+        second = await run("serve", "--listen", address, "--database-url", other_url)
+        assert (second.returncode, second.stdout) == (1, "")
+        assert f"infrascout-sessions: cannot listen on {address}: another" in second.stderr
+        assert (await record(client, session_id)).sequence == 1
+        await service.kill()
+    async with (
+        service_process(database_url, log, listen=address),
+        connected(address) as client,
+    ):
+        assert (await record(client, session_id)).sequence == 2
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_port_of_which_one_address_is_taken_is_refused(
+    postgres_url: str, workers: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"localhost:{other.getsockname()[1]}"
+        ended = await run(
+            *("serve", "--listen", address, "--workers", workers, "--database-url", postgres_url)
+        )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"infrascout-sessions: cannot listen on {address}: another" in ended.stderr
 
 
 async def test_a_second_server_on_an_sqlite_file_is_refused(

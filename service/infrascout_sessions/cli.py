@@ -88,7 +88,6 @@ def serve(settings: Settings) -> None:
     from infrascout_sessions.server import ListenError
     from infrascout_sessions.server import serve as serve_settings
     from infrascout_sessions.storage.database import DatabaseSetupError, require_replicas, shown
-    from infrascout_sessions.workers import WorkersError
     from infrascout_sessions.workers import run as run_workers
 
     def ready(port: int) -> None:
@@ -104,7 +103,7 @@ def serve(settings: Settings) -> None:
             arguments = _without_workers(sys.argv)
             raise typer.Exit(asyncio.run(run_workers(settings, arguments, ready)))
         event_loop.run(serve_settings(settings, ready))
-    except (ListenError, DatabaseSetupError, ExposureError, AccessLogError, WorkersError) as error:
+    except (ListenError, DatabaseSetupError, ExposureError, AccessLogError) as error:
         raise _fail(error) from None
 
 

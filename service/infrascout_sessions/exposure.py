@@ -61,7 +61,7 @@ def check(settings: Settings) -> None:
     """Raise `ExposureError` for settings that must not be served with."""
     host, _, port = settings.listen.rpartition(":")
     # gRPC takes a port over 65535, and listens on another one.
-    if host != "unix" and not (host and port.isdecimal() and int(port) < 65_536):
+    if not (port if host == "unix" else host and port.isdecimal() and int(port) < 65_536):
         raise ExposureError(
             f"cannot listen on {settings.listen!r}: write HOST:PORT, with a port up to 65535, or "
             "unix:PATH"

@@ -1,12 +1,15 @@
 """Builds the server and runs it until it is told to stop."""
 
 import asyncio
+import errno
 import gc
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -178,18 +181,56 @@ def _warn(settings: Settings) -> None:
         )
 
 
-def _listen(
-    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
-) -> int:
+def require_free(address: str) -> None:
+    """Raise `ListenError` if another program has the address, or one that its name stands for."""
+    if address.startswith("unix:"):
+        # gRPC would put its socket in the place of another one, which is fine if nobody answers
+        # there: a server that is killed leaves it behind.
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            found = client.connect_ex(unquote(address.removeprefix("unix:")))
+        if found not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise cannot_listen(address)
+        return
+    host, _, port = address.rpartition(":")
+    if int(port) == 0:
+        return
     try:
+        found_addresses = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise cannot_listen(address) from error
+    # gRPC would be content with one of them, while another program answers on the others.
+    for family, kind, _, _, found_address in found_addresses:
+        try:
+            with socket.socket(family, kind) as ours:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                ours.bind(found_address)
+        except OSError as error:
+            # A machine may lack one: localhost is ::1, too, where there is no IPv6.
+            if error.errno == errno.EADDRINUSE:
+                raise cannot_listen(address) from error
+
+
+def cannot_listen(address: str) -> ListenError:
+    """The error that says so."""
+    return ListenError(
+        f"cannot listen on {address}: another program does, or it is no address of this machine; "
+        "choose another one with --listen"
+    )
+
+
+def _listen(
+    server: grpc.aio.Server, settings: Settings, credentials: grpc.ServerCredentials | None
+) -> int:
+    address = settings.listen
+    try:
+        if not settings.share_port:
+            require_free(address)
         if credentials is not None:
             return server.add_secure_port(address, credentials)
         return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ListenError(
-            f"cannot listen on {address}: another program does, or it is no address of this "
-            "machine; choose another one with --listen"
-        ) from error
+    except (OSError, RuntimeError) as error:
+        raise cannot_listen(address) from error
 
 
 def _serve_metrics(address: str) -> None:
@@ -222,7 +263,7 @@ async def running(
         server = grpc.aio.server(interceptors=(interceptor,), options=_options(settings))
         followers = Followers(database, settings.maximum_followers)
         _add_services(server, database, settings, ids, followers, stopping)
-        port = _listen(server, settings.listen, credentials)
+        port = _listen(server, settings, credentials)
         _warn(settings)
         await server.start()
         idle = (

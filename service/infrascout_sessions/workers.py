@@ -13,6 +13,7 @@ from typing import Any, Final
 import structlog
 
 from infrascout_sessions.config import Settings
+from infrascout_sessions.server import cannot_listen, require_free
 
 _log = structlog.get_logger()
 
@@ -24,31 +25,22 @@ _RESTART_SECONDS: Final = 1.0
 _CLOSING_SECONDS: Final = 5.0
 
 
-class WorkersError(Exception):
-    """The workers cannot run; the text says why."""
-
-
 def _reserve(listen: str) -> tuple[socket.socket, str]:
     """Hold the port for the workers; gives the address with its number.
 
-    The socket does not listen, and gets no connection.
+    The socket does not listen, and gets no connection. Raises `ListenError`.
     """
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         # Whoever shares the port already would share it with us, too.
-        with socket.socket(family) as alone:
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, int(port)))
+        require_free(listen)
         held = socket.socket(family)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         held.bind((host, int(port)))
     except (OSError, ValueError, OverflowError) as error:
-        raise WorkersError(
-            f"cannot listen on {listen}: another program does, or it is no address of this "
-            "machine; choose another one with --listen"
-        ) from error
+        raise cannot_listen(listen) from error
     return held, f"{listen.rpartition(':')[0]}:{held.getsockname()[1]}"
 
 
@@ -63,7 +55,7 @@ async def run(settings: Settings, arguments: Sequence[str], ready: Callable[[int
     """Run `serve` with these arguments in each worker until SIGTERM or SIGINT; give an exit code.
 
     A worker that dies is started again; one that cannot start ends them all. A second signal does
-    not wait for calls under way. Raises `WorkersError`.
+    not wait for calls under way. Raises `ListenError`.
     """
     held, address = _reserve(settings.listen)
     patience_seconds = settings.shutdown_grace_seconds + _CLOSING_SECONDS
