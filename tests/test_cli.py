@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 from urllib.request import urlopen
 
 import grpc
@@ -25,7 +26,9 @@ from harness import (
     service_process,
     settings_for,
 )
+from infrascout.sessions.v1 import agent_service_pb2
 from infrascout_sessions import __version__
+from infrascout_sessions.config import Settings
 from infrascout_sessions.exposure import ExposureError
 from infrascout_sessions.models import system_clock
 from infrascout_sessions.server import ListenError, running
@@ -206,6 +209,23 @@ async def test_an_address_that_cannot_be_listened_on(database_url: str, address:
         (["serve", "--shutdown-grace", "-1"], "Invalid value for '--shutdown-grace'"),
         (["serve", "--maximum-waiting-writes", "0"], "Invalid value for '--maximum-waiting-wri"),
         (["serve", "--log-level", "loud"], "Invalid value for '--log-level'"),
+        *(
+            (["serve", option, value], f"Invalid value for '{option}'")
+            for option, value in [
+                ("--database-timeout", "inf"),
+                ("--shutdown-grace", "inf"),
+                ("--maximum-failed-proofs", "inf"),
+                ("--maximum-connection-age", "inf"),
+                ("--keepalive", "inf"),
+                ("--keepalive", "nan"),
+                # In milliseconds and in bytes, more than gRPC and PostgreSQL can count.
+                ("--maximum-connection-age", "2592000"),
+                ("--keepalive", "10000000"),
+                ("--database-timeout", "10000000"),
+                ("--maximum-metadata-bytes", "9999999999"),
+                ("--database-connections", "9999999999"),
+            ]
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -247,6 +267,47 @@ def test_what_cannot_be_done_is_exit_code_1(folder: Path, arguments: list[str], 
     assert len(lines) == 1, ended.stderr
     assert lines[0].startswith(f"infrascout-sessions: {said}")
     assert "secret" not in ended.stderr
+
+
+async def test_the_greatest_values_are_served_with(database_url: str, tmp_path: Path) -> None:
+    options = [get_args(hint)[1] for hint in get_type_hints(Settings, include_extras=True).values()]
+    # Typer keeps the name there.
+    greatest = {option.default: str(option.max) for option in options if option.max is not None}
+    del greatest["--workers"]
+    assert len(greatest) >= 9
+    arguments = [word for pair in greatest.items() for word in pair]
+    async with (
+        service_process(database_url, tmp_path / "log", *arguments) as service,
+        connected(service.address) as client,
+    ):
+        session_id = await running_session(client)
+        assert (await record(client, session_id)).sequence == 1
+
+
+@pytest.mark.parametrize("stdout", [">&-", ">/dev/full"])
+async def test_it_serves_though_nobody_can_read_that_it_does(
+    sqlite_url: str, tmp_path: Path, stdout: str
+) -> None:
+    address = f"unix:{tmp_path}/socket"
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f'exec "$0" "$@" {stdout}', str(CONSOLE_SCRIPT)),
+        *("serve", "--listen", address, "--database-url", sqlite_url),
+        stderr=asyncio.subprocess.PIPE,
+        env=clean_environment(),
+    )
+    try:
+        async with connected(address) as client:
+            request = agent_service_pb2.ListAgentsRequest()
+            await client.agents.ListAgents(request, wait_for_ready=True, timeout=20)
+            # It has said it by now, or has failed to.
+            await asyncio.sleep(0.5)
+            await client.agents.ListAgents(request, timeout=5)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        _, said = await process.communicate()
+    assert process.returncode == 0
+    assert "Traceback" not in said.decode()
 
 
 def test_a_port_for_metrics_that_is_taken(tmp_path: Path) -> None:

@@ -93,8 +93,11 @@ def serve(settings: Settings) -> None:
     def ready(port: int) -> None:
         kind, _, _ = settings.listen.rpartition(":")
         address = settings.listen if kind == "unix" else f"{kind}:{port}"
-        typer.echo(_ready(settings, address, shown(settings.database_url)))
-        sys.stdout.flush()
+        try:
+            typer.echo(_ready(settings, address, shown(settings.database_url)))
+        except OSError:
+            # Whoever read it has gone, or its disk is full; that is no reason to serve nobody.
+            sys.stdout = None
 
     logs.configure(settings.log_level)
     try:

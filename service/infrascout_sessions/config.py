@@ -1,11 +1,15 @@
 """The settings of a server, as a table; the options of `serve` are made of it."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from infrascout_sessions.models import Independence
+
+# What gRPC and PostgreSQL take at most, of which they count times in milliseconds: 24 days.
+_MAXIMUM_INT: Final = 2**31 - 1
+_MAXIMUM_SECONDS: Final = _MAXIMUM_INT // 1000
 
 
 def _option(name: str, description: str, **more: Any) -> Any:
@@ -40,6 +44,7 @@ class Settings:
             "--database-connections",
             "PostgreSQL: how many connections a server opens at most.",
             min=2,
+            max=10_000,
         ),
     ] = 10
     database_timeout_seconds: Annotated[
@@ -48,6 +53,7 @@ class Settings:
             "--database-timeout",
             "PostgreSQL: how many seconds to wait for a connection, a lock or a statement.",
             min=0.1,
+            max=_MAXIMUM_SECONDS,
         ),
     ] = 5
     listen_database_url: Annotated[
@@ -75,7 +81,7 @@ class Settings:
     # How the server runs.
     workers: Annotated[
         int,
-        _option("--workers", "PostgreSQL: how many processes serve on the port.", min=1),
+        _option("--workers", "PostgreSQL: how many processes serve on the port.", min=1, max=1000),
     ] = 1
     share_port: Annotated[
         bool,
@@ -97,6 +103,7 @@ class Settings:
             "--shutdown-grace",
             "How many seconds calls under way get to end when the server is told to stop.",
             min=0,
+            max=_MAXIMUM_SECONDS,
         ),
     ] = 10
     maximum_waiting_writes: Annotated[
@@ -121,6 +128,7 @@ class Settings:
             "--maximum-output-bytes",
             "How much an execution's outputs may have, both together.",
             min=1,
+            max=_MAXIMUM_INT,
         ),
     ] = 64 * 1024 * 1024
     metrics_listen: Annotated[
@@ -263,11 +271,17 @@ class Settings:
             "--maximum-failed-proofs",
             "How many proofs from one address may fail a second; further ones are refused late.",
             min=1,
+            max=1_000_000,
         ),
     ] = 50
     maximum_metadata_bytes: Annotated[
         int,
-        _option("--maximum-metadata-bytes", "How large the metadata of a call may be.", min=1024),
+        _option(
+            "--maximum-metadata-bytes",
+            "How large the metadata of a call may be.",
+            min=1024,
+            max=_MAXIMUM_INT,
+        ),
     ] = 16 * 1024
     maximum_connection_age_seconds: Annotated[
         float,
@@ -276,6 +290,7 @@ class Settings:
             "Close connections that are so many seconds old, five minutes after they were told; "
             "0 for never.",
             min=0,
+            max=_MAXIMUM_SECONDS,
         ),
     ] = 14_400
     keepalive_seconds: Annotated[
@@ -284,6 +299,7 @@ class Settings:
             "--keepalive",
             "Ask after a silent connection's other end every so many seconds.",
             min=1,
+            max=_MAXIMUM_SECONDS,
         ),
     ] = 60
 
