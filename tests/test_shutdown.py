@@ -172,6 +172,12 @@ async def test_a_stream_that_nobody_reads_holds_up_the_stop_no_longer_than_the_g
             assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
+async def test_an_idle_server_does_not_take_the_grace(sqlite_url: str, tmp_path: Path) -> None:
+    async with service_process(sqlite_url, tmp_path / "log", "--shutdown-grace", "3600") as service:
+        service.process.terminate()
+        assert await ended(service, within_seconds=5) == 0
+
+
 async def test_a_second_signal_does_not_wait(database_url: str, tmp_path: Path) -> None:
     async with (
         service_process(database_url, tmp_path / "log", "--shutdown-grace", "60") as service,

@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Final
 from urllib.parse import unquote
 
@@ -57,6 +58,8 @@ _OPTIONS: Final = (
 
 _KEEPALIVE_TIMEOUT_SECONDS: Final = 20
 _MINIMUM_PING_INTERVAL_SECONDS: Final = 10
+# How long no call must have come before gRPC is told to stop.
+_QUIET_SECONDS: Final = 0.1
 # How long calls of a connection that is too old may take to end.
 _CONNECTION_GRACE_SECONDS: Final = 300
 
@@ -276,14 +279,16 @@ async def running(
         finally:
             # Streams, health and new calls are told first. Calls that gRPC has not handed over by
             # the time it stops are CANCELLED, which no client retries.
+            grace_seconds = settings.shutdown_grace_seconds
+            began = monotonic()
             stopping.set()
             followers.stop()
-            await interceptor.quiet(settings.shutdown_grace_seconds / 100)
+            await interceptor.quiet(min(_QUIET_SECONDS, grace_seconds / 100))
             if idle is not None:
                 idle.cancel()
                 with suppress(asyncio.CancelledError):
                     await idle
-            await server.stop(settings.shutdown_grace_seconds)
+            await server.stop(max(0, grace_seconds - (monotonic() - began)))
 
 
 async def serve(settings: Settings, ready: Callable[[int], None]) -> None:
