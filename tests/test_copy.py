@@ -8,7 +8,7 @@ import os
 import pty
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -420,8 +420,10 @@ async def test_memory_stays_flat(urls: Urls) -> None:
     peak = 0
     status = Path(f"/proc/{process.pid}/status")
     while process.returncode is None:
-        peaks = re.search(r"VmHWM:\s+(\d+) kB", await asyncio.to_thread(status.read_text))
-        peak = max(peak, int(peaks.group(1)) if peaks else 0)
+        # It may be gone before that is known here.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            peaks = re.search(r"VmHWM:\s+(\d+) kB", await asyncio.to_thread(status.read_text))
+            peak = max(peak, int(peaks.group(1)) if peaks else 0)
         await asyncio.sleep(0.01)
     said, _ = await process.communicate()
 
