@@ -88,14 +88,11 @@ def _dsn(url: sa.URL) -> str:
     return url.set(drivername="postgresql", query=query).render_as_string(hide_password=False)
 
 
-async def _connect_and_ask(dsn: str) -> Any:
-    """A connection through which the database has answered: a pooler takes any.
-
-    Raises `TimeoutError`.
-    """
-    connection = await asyncpg.connect(dsn, timeout=_FIRST_ANSWER_SECONDS, statement_cache_size=0)
+async def _connect(dsn: str, first: str, timeout: float, **settings: Any) -> Any:
+    """A connection on which a first statement has been answered. Raises `TimeoutError`."""
+    connection = await asyncpg.connect(dsn, timeout=timeout, **settings)
     try:
-        await connection.execute("SELECT 1", timeout=_FIRST_ANSWER_SECONDS)
+        await connection.execute(first, timeout=timeout)
     except BaseException:
         connection.terminate()
         raise
@@ -114,7 +111,10 @@ def create_engine(url: sa.URL) -> AsyncEngine:
         # Statements without a name: those of others are still there behind a pooler.
         connect_args={
             # With the URL as the driver reads it, so that both know the same parameters.
-            "async_creator_fn": lambda *_, **__: _connect_and_ask(dsn),
+            # It is asked at once: a pooler takes connections whether it reaches the database or not.
+            "async_creator_fn": lambda *_, **__: _connect(
+                dsn, "SELECT 1", _FIRST_ANSWER_SECONDS, statement_cache_size=0
+            ),
             "prepared_statement_cache_size": 0,
             "prepared_statement_name_func": lambda: "",
         },
@@ -183,21 +183,16 @@ async def _keep_as_it_is(_connection: Any) -> None:
 
 
 async def _connect_notices(dsn: str, timeout: float) -> Any:
-    connection = await asyncpg.connect(
+    return await _connect(
         dsn,
-        timeout=timeout,
+        # A notice is no evidence: writes are not to wait for its fsync. Not among the settings of
+        # the start, of which pgbouncer takes a few only.
+        "SET synchronous_commit = off",
+        timeout,
         # Without it, a connection that died unnoticed would be waited for for ever.
         command_timeout=timeout,
         server_settings={"application_name": "infrascout-sessions listener"},
     )
-    try:
-        # A notice is no evidence: writes are not to wait for its fsync. Not among the settings of
-        # the start, of which pgbouncer takes a few only.
-        await connection.execute("SET synchronous_commit = off")
-    except BaseException:
-        connection.terminate()
-        raise
-    return connection
 
 
 class PostgresConnection:
