@@ -12,8 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from commands import run as run_command
-from harness import get_session, record, running_session
-from infrascout_sessions.storage.migrations import _LOCK
+from harness import get_session, migrations_held_up, record, running_session
 from own_postgres import OwnPostgres, own_postgres
 from replicas import answer_to, replicas, until
 
@@ -109,8 +108,7 @@ async def test_a_migration_waits_for_another_whatever_time_its_role_has(
     own: OwnPostgres, hasty: str
 ) -> None:
     url = await own.new_database()
-    async with _connection(url) as other:
-        await other.execute(f"SELECT pg_advisory_lock({_LOCK})")
+    async with _connection(url) as other, migrations_held_up(url):
         migrating = asyncio.create_task(
             run_command("migrate", "--database-url", url.replace("postgres@", f"{hasty}@"))
         )
@@ -161,3 +159,22 @@ async def test_another_isolation_by_default_changes_nothing(
         assert refused == []
         session = await get_session(running[1].client, session_id)
         assert session.execution_count == 120
+
+
+async def test_a_record_that_met_another_write_is_made_again(
+    own: OwnPostgres, tmp_path: Path
+) -> None:
+    """Where nothing sets the isolation of a statement by itself: `--pgbouncer` leaves it alone."""
+    url = await own.new_database()
+    name = sa.make_url(url).database
+    await own.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    async with (
+        replicas(url, tmp_path, "--pgbouncer", count=1) as [replica],
+        _connection(url) as other,
+    ):
+        session_id = await running_session(replica.client)
+        async with other.transaction():
+            await other.execute("UPDATE sessions SET insight_count = insight_count")
+            recording = asyncio.create_task(record(replica.client, session_id))
+            await until(lambda: _waits_for_the_lock(other), 5)
+        assert (await recording).sequence == 1

@@ -111,7 +111,7 @@ def create_engine(url: sa.URL) -> AsyncEngine:
         # Statements without a name: those of others are still there behind a pooler.
         connect_args={
             # With the URL as the driver reads it, so that both know the same parameters.
-            # It is asked at once: a pooler takes connections whether it reaches the database or not.
+            # It is asked at once: a pooler that reaches no database takes connections, too.
             "async_creator_fn": lambda *_, **__: _connect(
                 dsn, "SELECT 1", _FIRST_ANSWER_SECONDS, statement_cache_size=0
             ),
@@ -611,14 +611,12 @@ class PostgresDatabase:
             if not waiting.future.done():
                 waiting.future.set_result([refusal] * len(waiting.items))
 
-    async def _outcomes(self, group: list[_Items], again: int = _ATTEMPTS - 1) -> Sequence[Any]:
+    async def _outcomes(self, group: list[_Items]) -> Sequence[Any]:
         work = group[0].work
         items = [item for waiting in group for item in waiting.items]
         try:
             return await self._attempt(work, items)
         except Exception as error:
-            if isinstance(error, _CONFLICT) and again > 0:
-                return await self._outcomes(group, again - 1)
             if len(items) == 1:
                 return [_translated(error)]
             fault = _translated(error)
@@ -633,12 +631,18 @@ class PostgresDatabase:
         return outcomes
 
     async def _attempt(self, work: ItemsWork[Any, Any], items: Sequence[Any]) -> Sequence[Any]:
-        async with _Use(self) as raw:
-            connection = PostgresConnection(raw, self._clock)
-            # In AUTOCOMMIT: what writes here is one statement.
-            outcomes = await greenlet_spawn(work, connection, items)
-        self._committed(connection.changed)
-        return outcomes
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with _Use(self) as raw:
+                    connection = PostgresConnection(raw, self._clock)
+                    # In AUTOCOMMIT: what writes here is one statement.
+                    outcomes = await greenlet_spawn(work, connection, items)
+                self._committed(connection.changed)
+                return outcomes
+            except _CONFLICT:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError
 
     def _committed(self, changed: set[str]) -> None:
         if changed:
