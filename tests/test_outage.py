@@ -27,6 +27,7 @@ from harness import (
     service_process,
     serving,
     submit,
+    writes_held_up,
 )
 from infrascout.sessions.v1 import agent_service_pb2 as agents_pb
 from infrascout.sessions.v1 import recording_service_pb2 as recording
@@ -309,17 +310,15 @@ async def test_writes_whose_callers_have_gone_still_count(own: OwnPostgres, tmp_
         request = recording.AppendOutputRequest(
             session_id=session_id, sequence=sequence, stream=STDOUT, data=b"x"
         )
-        locking = await asyncpg.connect(url.replace("+asyncpg", ""))
-        await locking.execute("BEGIN; SELECT FROM sessions FOR UPDATE")
 
         async def wave() -> list[Any]:
             calls = (client.recording.AppendOutput(request, timeout=0.3) for _ in range(15))
             return await asyncio.gather(*map(answer_to, calls))
 
-        assert await wave() == ["DEADLINE_EXCEEDED"] * 15
-        assert (await wave()).count("OVERLOADED") == 10
-        assert await wave() == ["OVERLOADED"] * 15
-        await locking.close()
+        async with writes_held_up(url):
+            assert await wave() == ["DEADLINE_EXCEEDED"] * 15
+            assert (await wave()).count("OVERLOADED") == 10
+            assert await wave() == ["OVERLOADED"] * 15
 
         async def appended() -> bool:
             return not isinstance(await answer_to(client.recording.AppendOutput(request)), str)
@@ -375,11 +374,9 @@ async def test_who_finds_a_connection_dead_finds_it_out_for_all(
         client = replica.client
         session_ids = [await running_session(client, f"ag_{n}") for n in range(10)]
         # As many at once as there are connections.
-        locking = await asyncpg.connect(url.replace("+asyncpg", ""))
-        await locking.execute("BEGIN; SELECT FROM sessions FOR UPDATE")
-        saving = asyncio.gather(*(save_insight(client, each) for each in session_ids))
-        await asyncio.sleep(0.5)
-        await locking.close()
+        async with writes_held_up(url):
+            saving = asyncio.gather(*(save_insight(client, each) for each in session_ids))
+            await asyncio.sleep(0.5)
         await saving
 
         detour.lose()

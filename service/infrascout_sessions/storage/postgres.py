@@ -162,7 +162,8 @@ async def _require_durability(connection: Any) -> None:
     """Raise `UnsafeDurabilityError`; each connection has settings of its role and its server."""
     off = await connection.fetch(
         "SELECT name FROM unnest(ARRAY['fsync', 'full_page_writes', 'synchronous_commit']) name"
-        " WHERE current_setting(name) = 'off'"
+        # What is like PostgreSQL may not have them.
+        " WHERE current_setting(name, true) = 'off'"
     )
     if off:
         raise UnsafeDurabilityError([row[0] for row in off])
