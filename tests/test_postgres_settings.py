@@ -92,6 +92,16 @@ async def test_a_database_that_lacks_characters_is_refused(own: OwnPostgres) -> 
     assert said.startswith("infrascout-sessions: the database has the encoding LATIN1")
 
 
+@pytest.mark.parametrize(
+    "listen", ["nonsense", "postgresql+asyncpg://u:secret@host:x/db", "sqlite+aiosqlite:///a.db"]
+)
+async def test_what_cannot_be_listened_on_is_refused(own: OwnPostgres, listen: str) -> None:
+    serve = ("serve", "--listen", "127.0.0.1:0", "--database-url", own.url("postgres"))
+    code, said = await run_command(*serve, "--listen-database-url", listen)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith("infrascout-sessions: --listen-database-url needs PostgreSQL: write it")
+
+
 @pytest.fixture
 async def hasty(own: OwnPostgres) -> str:
     """A role with the time-outs that docs/scaling.md asks for behind pgbouncer, only shorter."""

@@ -65,6 +65,18 @@ def require_replicas(url: str, option: str) -> None:
         raise DatabaseSetupError(f"{option} needs PostgreSQL: one process at a time uses a file")
 
 
+def _require_postgres(url: str, option: str) -> None:
+    """Raise `DatabaseSetupError` unless the URL is empty or one of PostgreSQL."""
+    try:
+        fits = not url or parsed(url).drivername == _POSTGRESQL
+    except DatabaseSetupError:
+        fits = False
+    if not fits:
+        raise DatabaseSetupError(
+            f"{option} needs PostgreSQL: write it like postgresql+asyncpg://user@host/database"
+        )
+
+
 def _file(url: sa.URL) -> Path:
     return Path(str(url.database))
 
@@ -269,6 +281,7 @@ async def _open_sqlite(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIt
 
 @asynccontextmanager
 async def _open_postgres(url: sa.URL, settings: Settings, clock: Clock) -> AsyncIterator[Database]:
+    _require_postgres(settings.listen_database_url, "--listen-database-url")
     engine = _engine(url)
     try:
         await _migrate(engine, url, to_serve=True)
