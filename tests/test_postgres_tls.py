@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from cryptography import x509
 
+from certificates import CA
 from commands import run as run_command
 from harness import get_session, record, running_session
 from replicas import replicas
-from test_tls import CA
 
 _SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
@@ -57,7 +56,7 @@ async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 async def terminator(postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[_Terminator, str]]:
     """Such an end, with a certificate for `localhost` of ca.pem, and its URL."""
     ca = CA("ours")
-    pair = ca.issue("server", x509.DNSName("localhost"))
+    pair = ca.issue_for_server()
     (tmp_path / "ca.pem").write_bytes(ca.pem)
     (tmp_path / "other.pem").write_bytes(CA("another").pem)
     (tmp_path / "server.pem").write_bytes(pair.certificate + pair.key)
